@@ -12,21 +12,22 @@ for package in $packages; do
         missing="$missing $package"
 done
 if [ -n "$missing" ]; then
-    if [ "$(id -u)" = 0 ]; then sudo=""; elif sudo -n true 2>/dev/null; then sudo="sudo"; else sudo="no"; fi
-    if [ "$sudo" = no ]; then
+    as_root=no
+    if [ "$(id -u)" = 0 ]; then as_root=""; elif sudo -n true 2>/dev/null; then as_root="sudo"; fi
+    if [ "$as_root" = no ]; then
         echo "Missing Debian packages. As root: apt-get install --no-install-recommends$missing" >&2
         exit 3
     fi
-    echo "Installing$missing"
-    # The broker is started by tests and demo themselves, never as a service.
-    $sudo apt-get update -qq
-    $sudo env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
+    echo "Installing Debian packages:$missing"
+    # Tests and demo start their own brokers: RUNLEVEL=1 keeps the package from starting one.
+    $as_root apt-get update -qq
+    $as_root env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
         apt-get install -y -qq --no-install-recommends $missing >/dev/null
 fi
 
 python=""
-for candidate in python3.11 python3.12 python3.13 python3; do
-    if command -v "$candidate" >/dev/null && "$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+for candidate in python3 python3.13 python3.12 python3.11; do
+    if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
         python=$candidate
         break
     fi
@@ -37,5 +38,6 @@ if [ -z "$python" ]; then
 fi
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 echo "Installing Python packages into $venv"
-"$venv/bin/pip" install -q --disable-pip-version-check -c constraints.txt -e '.[gateway,broker,test]'
+"$venv/bin/python" -m pip install -q --disable-pip-version-check --require-hashes -r constraints.txt
+"$venv/bin/python" -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 touch "$venv/.ready"
