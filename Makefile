@@ -1,7 +1,11 @@
 # Two commands are all a newcomer needs; each does its own set-up.
-#   make demo   seven sites, a broker, a gateway, three kills; a report to look at
-#   make test   everything CI runs
-.PHONY: help demo test venv lint types core host bench torture model clean
+#   make demo      seven sites, a broker, a gateway, three kills; a report to look at
+#   make test      everything CI runs
+# More:
+#   make bench     every benchmark, beside its peer; exit 1 below a goal
+#   make models    train and write the shipped model again
+#   make clean     remove what the above made
+.PHONY: help demo test venv debian lint types core host bench models clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,10 +18,14 @@ venv: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml constraints.txt tools/setup.sh
 	@sh tools/setup.sh $(VENV)
 
+debian:
+	@sh tools/debian.sh
+
+# The demo brings its own broker, so it goes on without Debian's packages.
 demo: venv
 	@$(BIN)/python -m examples.demo
 
-test: venv lint types core host
+test: venv debian lint types core host
 
 lint: venv
 	$(BIN)/ruff check .
@@ -26,12 +34,19 @@ lint: venv
 types: venv
 	$(BIN)/mypy
 
+# The same files on both interpreters.
 core: venv
 	$(BIN)/python tests/core/run.py
 	$(BIN)/micropython tests/core/run.py
 
-host: venv
+host: venv debian
 	$(BIN)/python -m pytest -q
+
+bench: venv debian
+	@for b in benchmarks/[a-z]*.py; do echo "== $$b"; $(BIN)/python $$b --check || bad=1; done; exit $${bad:-0}
+
+models: venv
+	$(BIN)/python models/train.py
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
