@@ -81,8 +81,7 @@ def imports(path):
 
 def sources():
     for top in ("edge_agent", "gateway", "mpy_port"):
-        for path in sorted((ROOT / top).rglob("*.py")):
-            yield path
+        yield from sorted((ROOT / top).rglob("*.py"))
 
 
 @pytest.mark.parametrize("path", SHARED, ids=lambda p: p.name)

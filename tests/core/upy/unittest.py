@@ -79,10 +79,12 @@ class TestCase:
         self._check(a >= b, "%r < %r" % (a, b), msg)
 
     def assertRaises(self, expected, func=None, *args):
+        raises = _Raises(expected)
         if func is None:
-            return _Raises(expected)
-        with _Raises(expected):
+            return raises
+        with raises:
             func(*args)
+        return None
 
 
 def run_modules(names):
