@@ -6,8 +6,9 @@ choose: a scaled-down drawing would have unreadable text on a phone.
 """
 
 from html import escape
+from typing import Any
 
-Kill = dict[str, object]
+Kill = dict[str, Any]
 
 
 def nice_ceiling(value: float) -> int:
@@ -76,20 +77,24 @@ def timeline(
 
     # Kills first, so that the figures stay on top of the bands.
     for kill in kills:
-        begin, end = float(str(kill["at"])), float(str(kill["back"]))
+        begin, end = kill["at"], kill["back"]
         out.append(
             f'<rect class="band" x="{number(x(begin))}" y="{top - 8}" '
             f'width="{number(max(x(end) - x(begin), 2))}" height="{floor - top + 8}"/>'
         )
 
     for value in (0, rate_top / 2, rate_top):
-        y = number(rate_y(value))
-        out.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y}" y2="{y}"/>')
-        out.append(f'<text class="axis end" x="{left - 5}" y="{y}" dy="4">{value:g}</text>')
+        level = number(rate_y(value))
+        out.append(
+            f'<line class="grid" x1="{left}" x2="{width - right}" y1="{level}" y2="{level}"/>'
+        )
+        out.append(f'<text class="axis end" x="{left - 5}" y="{level}" dy="4">{value:g}</text>')
     for value in (0, backlog_top):
-        y = number(backlog_y(value))
-        out.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y}" y2="{y}"/>')
-        out.append(f'<text class="axis end" x="{left - 5}" y="{y}" dy="4">{value:g}</text>')
+        level = number(backlog_y(value))
+        out.append(
+            f'<line class="grid" x1="{left}" x2="{width - right}" y1="{level}" y2="{level}"/>'
+        )
+        out.append(f'<text class="axis end" x="{left - 5}" y="{level}" dy="4">{value:g}</text>')
     ticks = tick_step(span, 7 if narrow else 14)
     for second in range(0, int(span) + 1, ticks):
         out.append(
@@ -106,14 +111,14 @@ def timeline(
                 f'width="{number(bar * 0.84)}" height="{number(base - y)}">'
                 f"<title>{i * step:g} s: {value:g} a second arrived</title></rect>"
             )
-    path = []
+    path: list[str] = []
     for i, value in enumerate(made):
         path.append(f"{'L' if path else 'M'}{number(x(i * step))} {number(rate_y(value))}")
         path.append(f"L{number(x((i + 1) * step))} {number(rate_y(value))}")
     out.append(f'<path class="made" d="{"".join(path)}"/>')
 
     area = [f"M{left} {floor}"]
-    line = []
+    line: list[str] = []
     for i, value in enumerate(backlog):
         point = f"{number(x((i + 1) * step))} {number(backlog_y(value))}"
         area.append("L" + point)
@@ -123,8 +128,7 @@ def timeline(
     out.append(f'<path class="depth" d="{"".join(line)}"/>')
 
     for kill in kills:
-        begin = float(str(kill["at"]))
-        place = x(begin)
+        place = x(kill["at"])
         out.append(
             f'<line class="kill" x1="{number(place)}" x2="{number(place)}" '
             f'y1="{top - 8}" y2="{floor}"/>'
