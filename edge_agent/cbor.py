@@ -197,7 +197,7 @@ def _item(raw: bytes, pos: int, depth: int, budget: "list[int]") -> "tuple[objec
 def _map(
     raw: bytes, pos: int, n: int, depth: int, budget: "list[int]"
 ) -> "tuple[dict[int | str, object], int]":
-    result: "dict[int | str, object]" = {}
+    result: dict[int | str, object] = {}
     last_small = -1  # the last key when its encoding is one byte, else -1
     last = b""  # the encoding of the last key
     for _ in range(n):
@@ -208,7 +208,7 @@ def _map(
                 raise CborError("key-order")
             last_small = first
             last = raw[pos : pos + 1]
-            key: "int | str" = first
+            key: int | str = first
             pos += 1
         else:
             start = pos

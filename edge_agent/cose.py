@@ -40,9 +40,7 @@ SIGNATURE_BYTES = 64
 
 # protected: dict; protected_raw: its bytes as sent; unprotected: dict; payload: bytes
 # (for Encrypt0 the ciphertext with its tag); auth: MAC or signature, b"" for Encrypt0.
-Cose = namedtuple(
-    "Cose", ("tag", "protected", "protected_raw", "unprotected", "payload", "auth")
-)
+Cose = namedtuple("Cose", ("tag", "protected", "protected_raw", "unprotected", "payload", "auth"))
 
 
 def hkdf(crypto: Crypto, key: bytes, info: bytes, length: int = 32) -> bytes:
@@ -146,9 +144,7 @@ def open_encrypt0(crypto: Crypto, key: bytes, message: Cose, aad: bytes = b"") -
         raise CoseError("bad-iv")
     if len(message.payload) < MAC_BYTES:
         raise CoseError("bad-tag", "shorter than its tag")
-    return crypto.ccm_open(
-        key, nonce, message.payload, enc_structure(message.protected_raw, aad)
-    )
+    return crypto.ccm_open(key, nonce, message.payload, enc_structure(message.protected_raw, aad))
 
 
 def verify_sign1(crypto: Crypto, public_key: bytes, message: Cose, aad: bytes = b"") -> None:
