@@ -18,14 +18,23 @@ from collections import namedtuple
 
 from edge_agent import cbor, cose, payload
 from edge_agent.errors import CborError, CoseError, FrameError
-from edge_agent.interfaces import Crypto
+from edge_agent.keys import (
+    CONTENT_TYPE,
+    DIRECTIONS,
+    DOWN,
+    ENCRYPT0_START,
+    MAC0_START,
+    START_BYTES,
+    UP,
+    WIRE_VERSION,
+    DeviceKeys,
+    Keyring,
+)
 from edge_agent.payload import ACK, BOX, CFG, HELLO, OUTCOME, Ack, Box, Cfg, Hello, OutcomeRecord
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable
-
-    from edge_agent.domain import Domain
 
 __all__ = (
     "ACK",
@@ -48,20 +57,15 @@ __all__ = (
     "Opened",
     "OutcomeRecord",
     "PayloadError",
-    "check_outcome",
     "open_frame",
     "outcome_id",
     "reason_name",
     "seal",
 )
 
-WIRE_VERSION = 1
 MAX_FRAME = 512
-UP = 0
-DOWN = 1
 
 KIND_NAMES = {OUTCOME: "outcome", HELLO: "hello", ACK: "ack", BOX: "box", CFG: "cfg"}
-_DIRECTIONS = {OUTCOME: UP, HELLO: UP, ACK: DOWN, BOX: DOWN, CFG: DOWN}
 # Nothing in these is derived from a sensor, and both must be readable in a packet dump.
 _ALWAYS_MAC0 = (HELLO, ACK)
 
@@ -89,21 +93,10 @@ REASONS = {
 PAD_SMALL = 222
 PAD_MIN = 300
 
-_CONTENT_TYPE = 65000  # + kind; experimental CoAP content formats
-_INFO = {
-    (UP, False): b"qis1 up mac",
-    (DOWN, False): b"qis1 down mac",
-    (UP, True): b"qis1 up ccm",
-    (DOWN, True): b"qis1 down ccm",
-}
-_MAC0_START = b"\xd1\x84\x52"
-_ENCRYPT0_START = b"\xd0\x83\x52"
-_HEADER_BYTES = 18
-_START_BYTES = 22  # up to and including the unprotected header (Mac0) or its map head
-_IV_START = b"\xa1\x05\x4d"
+_IV_START = b"\x05\x4d"  # label 5, byte string of 13
 _TAG_HEAD = 0x48
-_MAC0_FIXED = _START_BYTES + 1 + cose.MAC_BYTES
-_ENCRYPT0_FIXED = _START_BYTES + 2 + cose.NONCE_BYTES
+_MAC0_FIXED = START_BYTES + 1 + cose.MAC_BYTES
+_ENCRYPT0_FIXED = START_BYTES + 2 + cose.NONCE_BYTES
 
 Opened = namedtuple("Opened", ("kind", "agent", "generation", "message", "encrypted"))
 
@@ -118,98 +111,6 @@ class PayloadError(FrameError):
     def __init__(self, reason: str, detail: str, identity: "tuple[bytes, int] | None") -> None:
         super().__init__(reason, detail)
         self.identity = identity
-
-
-class DeviceKeys:
-    """The keys of one device and one key generation, derived when first needed.
-
-    agent: 8 bytes.  secret: 32 bytes.  generation: 0..255.  salt: 4 bytes that end the
-    nonces made here. Zeros by default; a device that encrypts draws them once per boot,
-    so that a restored flash image does not repeat a nonce (SPEC.md, section 5).
-    """
-
-    def __init__(
-        self,
-        crypto: Crypto,
-        agent: bytes,
-        secret: bytes,
-        generation: int = 0,
-        salt: bytes = b"\x00\x00\x00\x00",
-    ) -> None:
-        if len(agent) != 8 or len(secret) != 32 or len(salt) != 4 or not 0 <= generation <= 255:
-            raise ValueError("agent 8 bytes, secret 32, salt 4, generation 0..255")
-        self.crypto = crypto
-        self.agent = bytes(agent)
-        self.generation = generation
-        self.salt = bytes(salt)
-        self._secret = bytes(secret)
-        self._keys: dict[tuple[int, bool], bytes] = {}
-        self._contexts: dict[int, tuple[bytes, bytes, bytes]] = {}
-
-    def key(self, direction: int, encrypted: bool) -> bytes:
-        """The derived key: 32 bytes for MACs, 16 for AES."""
-        which = (direction, encrypted)
-        found = self._keys.get(which)
-        if found is None:
-            found = cose.hkdf(self.crypto, self._secret, _INFO[which], 16 if encrypted else 32)
-            self._keys[which] = found
-        return found
-
-    def context(self, kind: int, encrypted: bool) -> "tuple[bytes, bytes, bytes]":
-        """Key, first 22 bytes of the frame, and the authenticated bytes before the payload.
-
-        For Encrypt0 the latter is the whole Enc_structure.
-        """
-        found = self._contexts.get(kind + kind + encrypted)
-        if found is None:
-            direction = _DIRECTIONS[kind]
-            alg = cose.ALG_AES_CCM_16_64_128 if encrypted else cose.ALG_HMAC_256_64
-            kid = self.agent + bytes((self.generation,))
-            header = cbor.encode(
-                {cose.HDR_ALG: alg, cose.HDR_KID: kid, cose.HDR_TYP: _CONTENT_TYPE + kind}
-            )
-            aad = cbor.encode(["qis", WIRE_VERSION, direction, kind, self.agent])
-            if encrypted:
-                start = _ENCRYPT0_START + header + _IV_START[:1]
-                prefix = cose.enc_structure(header, aad)
-            else:
-                start = _MAC0_START + header + b"\xa0"
-                prefix = cose.mac_structure(header, b"", aad)[:-1]  # without the empty payload
-            found = (self.key(direction, encrypted), start, prefix)
-            self._contexts[kind + kind + encrypted] = found
-        return found
-
-    def mqtt_password(self) -> str:
-        """32 hex digits; the MQTT user name is the agent in hex."""
-        return cose.hkdf(self.crypto, self._secret, b"qis1 mqtt", 16).hex()
-
-    def __repr__(self) -> str:
-        return "DeviceKeys(%s, generation %d)" % (self.agent.hex(), self.generation)
-
-
-class Keyring:
-    """Finds keys by agent and generation; what `open_frame` asks.
-
-    Any callable with this signature will do: keys, None for an agent nobody knows, or
-    FrameError("unknown-generation").
-    """
-
-    def __init__(self, *keys: DeviceKeys) -> None:
-        self._agents: dict[bytes, dict[int, DeviceKeys]] = {}
-        for one in keys:
-            self.add(one)
-
-    def add(self, keys: DeviceKeys) -> None:
-        self._agents.setdefault(keys.agent, {})[keys.generation] = keys
-
-    def __call__(self, agent: bytes, generation: int) -> "DeviceKeys | None":
-        generations = self._agents.get(agent)
-        if generations is None:
-            return None
-        keys = generations.get(generation)
-        if keys is None:
-            raise FrameError("unknown-generation", str(generation))
-        return keys
 
 
 def outcome_id(frame: bytes) -> bytes:
@@ -246,9 +147,9 @@ def seal(
     plain = bytes((0xA0 | count,)) + body
     key, start, prefix = keys.context(kind, encrypt)
     if encrypt:
-        nonce = _unique(message) + bytes((_DIRECTIONS[kind],)) + keys.salt
+        nonce = _unique(message) + bytes((DIRECTIONS[kind],)) + keys.salt
         secret = keys.crypto.ccm_seal(key, nonce, plain, prefix)
-        frame = start + _IV_START[1:] + nonce + cbor.head(2, len(secret)) + secret
+        frame = start + _IV_START + nonce + cbor.head(2, len(secret)) + secret
     else:
         tail = cbor.head(2, len(plain)) + plain
         tag = keys.crypto.hmac_sha256(key, prefix + tail)[: cose.MAC_BYTES]
@@ -301,17 +202,17 @@ def open_frame(
         raise FrameError("too-long", "%d bytes" % size)
     frame = bytes(data)
     start = frame[:3]
-    encrypted = start == _ENCRYPT0_START
-    if (not encrypted and start != _MAC0_START) or size < _MAC0_FIXED + 2:
+    encrypted = start == ENCRYPT0_START
+    if (not encrypted and start != MAC0_START) or size < _MAC0_FIXED + 2:
         raise _why(frame)
     sender = frame[8:16]
-    kind = frame[20] - (_CONTENT_TYPE & 255)
-    if kind not in _DIRECTIONS:
+    kind = frame[20] - (CONTENT_TYPE & 255)
+    if kind not in DIRECTIONS:
         raise _why(frame)
     if agent is not None and agent != sender:
         # Only where the bytes do hold a key id; else the header itself is the fault.
         raise _why(frame) if frame[6:8] != b"\x04\x49" else FrameError("wrong-agent", sender.hex())
-    if _DIRECTIONS[kind] != direction:
+    if DIRECTIONS[kind] != direction:
         raise _why(frame) if frame[17:20] != b"\x10\x19\xfd" else FrameError("bad-kind", str(kind))
     keys = None
     if frame[6:8] == b"\x04\x49":
@@ -321,12 +222,12 @@ def open_frame(
     if keys is None or (encrypted and kind in _ALWAYS_MAC0):
         raise _why(frame)
     key, expected, prefix = keys.context(kind, encrypted)
-    if frame[:_START_BYTES] != expected:
+    if frame[:START_BYTES] != expected:
         raise _why(frame)
-    at = _START_BYTES
+    at = START_BYTES
     nonce = b""
     if encrypted:
-        if frame[at : at + 2] != b"\x05\x4d":
+        if frame[at : at + 2] != _IV_START:
             raise _why(frame)
         nonce = frame[at + 2 : at + 15]
         at += 15
@@ -407,24 +308,3 @@ def _why(frame: bytes) -> FrameError:
     except CoseError as error:
         return FrameError("not-cose", str(error))
     return FrameError("bad-header")
-
-
-def check_outcome(record: OutcomeRecord, domain: "Domain") -> None:
-    """FrameError when a record does not fit its domain.
-
-    "unknown-domain", "unknown-label" (label, tag, action or result beyond the lists of
-    this version) or "fingerprint" (present, and not that of the vector).
-    """
-    outcome = record.outcome
-    if record.domain_id != domain.id:
-        raise FrameError("unknown-domain", record.domain_id.hex())
-    if (
-        outcome.label >= len(domain.labels)
-        or (outcome.tags and outcome.tags[-1] >= len(domain.tags))
-        or (outcome.action is not None and outcome.action >= len(domain.actions))
-        or (outcome.result is not None and outcome.result >= len(domain.results))
-    ):
-        raise FrameError("unknown-label", "domain version %d" % domain.version)
-    finger = record.fingerprint
-    if finger is not None and domain.fingerprint(outcome.vector) != finger:
-        raise FrameError("fingerprint")
