@@ -1,2 +1,266 @@
-def main() -> int:
-    raise SystemExit(2)
+"""`edge-agent`: one agent on a Linux machine, and tools for models, frames and journals.
+
+Exit status: 0 done, 1 a check failed (a frame that does not verify, a ledger that does
+not add up), 2 wrong use, 3 the surroundings (missing file, full disk, no model runtime).
+Every command takes --json and then prints one JSON object on standard output; messages
+for people go to standard error.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from edge_agent.errors import ConfigError, EdgeError, RemoteError
+from edge_agent.version import __version__
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_ENVIRONMENT = 0, 1, 2, 3
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def show(args: argparse.Namespace, data: dict[str, Any], lines: "list[str]") -> None:
+    """One JSON object for programs, or the lines for people."""
+    if args.json:
+        print(json.dumps(data, indent=2, sort_keys=True))
+    else:
+        print("\n".join(lines))
+
+
+def table(rows: "list[tuple[str, object]]") -> "list[str]":
+    width = max((len(name) for name, _ in rows), default=0)
+    return [f"  {name:<{width}}  {value}" for name, value in rows]
+
+
+# ---- commands
+
+
+def cmd_init(args: argparse.Namespace) -> int:
+    """Complete an enrolment file for this machine, check every part, format the journal."""
+    from edge_agent.tools import site
+
+    summary = site.initialise(
+        args.config,
+        model=args.model,
+        domain=args.domain,
+        sensor=args.sensor,
+        journal=args.journal,
+        runtime=args.runtime,
+    )
+    show(args, summary, ["Ready to run.", *table(sorted(summary.items()))])
+    return EXIT_OK
+
+
+def cmd_run(args: argparse.Namespace) -> int:
+    """Run the agent until it is told to stop, or its sensor's recording ends."""
+    from edge_agent.tools import site
+
+    async def serve() -> dict[str, Any]:
+        loop = asyncio.get_running_loop()
+        stop = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop.set)
+        return await site.run(
+            args.config,
+            stop,
+            runtime=args.runtime,
+            seconds=args.seconds,
+            until_delivered=args.until_delivered,
+            report=None if args.quiet else say,
+        )
+
+    status = asyncio.run(serve())
+    show(args, status, table(sorted(status.items())))
+    return EXIT_OK
+
+
+def cmd_infer(args: argparse.Namespace) -> int:
+    """Run a model on a batch of inputs."""
+    from edge_agent.tools.infer import infer
+
+    summary = infer(
+        args.model,
+        args.input,
+        args.output,
+        runtime=args.runtime,
+        raw=args.raw,
+        progress=not args.json and sys.stderr.isatty(),
+    )
+    show(args, summary, table(sorted(summary.items())))
+    return EXIT_OK
+
+
+def cmd_frame(args: argparse.Namespace) -> int:
+    """Take a frame apart; with the device's configuration, verify it too."""
+    from edge_agent.tools import site
+    from edge_agent.tools.inspect import describe
+
+    if args.file == "-":
+        data = sys.stdin.buffer.read(4096)
+    else:
+        with open(args.file, "rb") as file:
+            data = file.read(4096)
+    if args.hex:
+        try:
+            data = bytes.fromhex("".join(data.decode("ascii").split()))
+        except ValueError as error:
+            raise ConfigError(f"not hexadecimal ({error})", args.file, "Leave --hex away")
+    keys = domain = None
+    if args.config:
+        keys, domain = site.keys_and_domain(args.config)
+    elif args.domain:
+        domain = site.load_domain(args.domain)
+    data_out = describe(data, keys, domain)
+    show(args, data_out, json.dumps(data_out, indent=2).splitlines())
+    return EXIT_OK if data_out.get("ok", True) else EXIT_FAILED
+
+
+def cmd_journal(args: argparse.Namespace) -> int:
+    """Look into a journal without changing it; the agent may be running."""
+    from edge_agent.tools import site
+
+    return site.journal_command(args, show)
+
+
+def cmd_feedback(args: argparse.Namespace) -> int:
+    """Say how an outcome turned out; works while the agent runs and while it does not."""
+    from edge_agent.tools import feedback
+
+    ticket = feedback.put(args.config, args.outcome, confirm=args.confirm, correct=args.correct)
+    show(
+        args,
+        ticket,
+        [f"Noted as {ticket['ticket']}; the agent sends it with its next outcomes."],
+    )
+    return EXIT_OK
+
+
+def cmd_tap(args: argparse.Namespace) -> int:
+    """Give a classifier an embedding output, weights unchanged."""
+    from edge_agent.tools.tap import tap_file
+
+    summary = tap_file(args.model, args.output)
+    show(args, summary, table(sorted(summary.items())))
+    return EXIT_OK
+
+
+# ---- arguments
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="edge-agent",
+        description="Reads a sensor, runs a model on the spot, and delivers what it "
+        "concluded exactly once.",
+        epilog="Exit status: 0 done, 1 a check failed, 2 wrong use, 3 the surroundings.",
+    )
+    top.add_argument("--version", action="version", version=__version__)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(
+        name: str,
+        run: Callable[[argparse.Namespace], int],
+        group: "argparse._SubParsersAction[argparse.ArgumentParser]" = commands,
+    ) -> argparse.ArgumentParser:
+        text = (run.__doc__ or "").strip().splitlines()[0]
+        sub = group.add_parser(name, help=text, description=text)
+        sub.add_argument("--json", action="store_true", help="print one JSON object")
+        sub.set_defaults(run=run)
+        return sub
+
+    runtimes = ("auto", "litert", "tflite-runtime")
+
+    sub = command("init", cmd_init)
+    sub.add_argument("--config", required=True, help="file from `edge-gateway enrol --out`")
+    sub.add_argument("--model", help="the .tflite file")
+    sub.add_argument("--domain", help="the signed domain file")
+    sub.add_argument(
+        "--sensor",
+        help='JSON, for example \'{"kind": "csv", "path": "-"}\'; kinds: replay, csv, iio',
+    )
+    sub.add_argument("--journal", help="directory of the journal (default: beside the file)")
+    sub.add_argument("--runtime", choices=runtimes, default="auto")
+
+    sub = command("run", cmd_run)
+    sub.add_argument("--config", required=True, help="file written by `edge-agent init`")
+    sub.add_argument("--seconds", type=float, default=0, help="stop after this long")
+    sub.add_argument(
+        "--until-delivered",
+        action="store_true",
+        help="stop when the sensor has ended and the gateway has everything",
+    )
+    sub.add_argument("--runtime", choices=runtimes, default="auto")
+    sub.add_argument("--quiet", action="store_true", help="no events on standard error")
+
+    sub = command("infer", cmd_infer)
+    sub.add_argument("--model", required=True, help="any int8 or float .tflite file")
+    sub.add_argument("--input", required=True, help=".npy of shape (n, *model input)")
+    sub.add_argument("--output", required=True, help=".npy to write, (n, *first output)")
+    sub.add_argument("--runtime", choices=runtimes, default="auto")
+    sub.add_argument("--raw", action="store_true", help="keep int8 in and out")
+
+    sub = command("frame", cmd_frame)
+    sub.add_argument("file", help="file with one frame, - for standard input")
+    sub.add_argument("--hex", action="store_true", help="the file holds hexadecimal text")
+    sub.add_argument("--config", help="device configuration: verifies, decrypts, names labels")
+    sub.add_argument("--domain", help="domain file: names labels")
+
+    sub = command("journal", cmd_journal)
+    where = sub.add_mutually_exclusive_group(required=True)
+    where.add_argument("--config", help="device configuration")
+    where.add_argument("--path", help="directory of the journal")
+    what = sub.add_mutually_exclusive_group()
+    what.add_argument("--list", action="store_true", help="every record that is held")
+    what.add_argument("--quarantine", action="store_true", help="what the gateway refused")
+    what.add_argument("--export", metavar="FILE", help="write unsent frames as JSON lines")
+    what.add_argument(
+        "--ledger", action="store_true", help="what left this machine, by kind of frame"
+    )
+
+    sub = command("feedback", cmd_feedback)
+    sub.add_argument("outcome", help="outcome id, 32 hexadecimal digits")
+    sub.add_argument("--config", required=True, help="device configuration")
+    verdict = sub.add_mutually_exclusive_group(required=True)
+    verdict.add_argument("--confirm", action="store_true", help="it was right")
+    verdict.add_argument("--correct", metavar="LABEL", help="it was this label instead")
+
+    model = commands.add_parser("model", help="Tools for models.", description="Tools for models.")
+    models = model.add_subparsers(dest="model_command", required=True, metavar="COMMAND")
+    sub = command("tap", cmd_tap, models)
+    sub.add_argument("model", help="a .tflite classifier")
+    sub.add_argument("output", help="the .tflite file to write")
+    return top
+
+
+def exit_status(error: BaseException) -> int:
+    if isinstance(error, ConfigError):
+        return EXIT_USAGE
+    return EXIT_FAILED if isinstance(error, RemoteError) else EXIT_ENVIRONMENT
+
+
+def main(argv: "list[str] | None" = None) -> int:
+    args = parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except EdgeError as error:
+        say(f"edge-agent: {error}")
+        return exit_status(error)
+    except BrokenPipeError:
+        # Whoever read our output has gone; say nothing more, and let nothing flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+    except OSError as error:
+        say(f"edge-agent: {error.filename or 'system'}: {error.strerror or error}")
+        return EXIT_ENVIRONMENT
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
