@@ -7,22 +7,47 @@ from edge_agent.outcome import Outcome
 
 HERE = __file__.rpartition("/")[0] or "."
 
-OUTCOME_FIELDS = "vector label confidence tags action result parents depth head about model".split()
+OUTCOME_FIELDS = [
+    "vector",
+    "label",
+    "confidence",
+    "tags",
+    "action",
+    "result",
+    "parents",
+    "depth",
+    "head",
+    "about",
+    "model",
+]
 FIELDS = {
     "OutcomeRecord": (
-        "journal seq boot uptime_ms utc_s domain_id outcome fingerprint".split(),
+        ["journal", "seq", "boot", "uptime_ms", "utc_s", "domain_id", "outcome", "fingerprint"],
         frame.OutcomeRecord,
     ),
     "Hello": (
-        (
-            "journal next_seq boot uptime_ms utc_s floor nonce counter oldest_generation "
-            "pending dropped gone model version cfg_version"
-        ).split(),
+        [
+            "journal",
+            "next_seq",
+            "boot",
+            "uptime_ms",
+            "utc_s",
+            "floor",
+            "nonce",
+            "counter",
+            "oldest_generation",
+            "pending",
+            "dropped",
+            "gone",
+            "model",
+            "version",
+            "cfg_version",
+        ],
         frame.Hello,
     ),
-    "Ack": ("journal ranges refused nonce utc_ms counter".split(), frame.Ack),
-    "Box": ("counter type body".split(), frame.Box),
-    "Cfg": ("counter version settings".split(), frame.Cfg),
+    "Ack": (["journal", "ranges", "refused", "nonce", "utc_ms", "counter"], frame.Ack),
+    "Box": (["counter", "type", "body"], frame.Box),
+    "Cfg": (["counter", "version", "settings"], frame.Cfg),
 }
 
 

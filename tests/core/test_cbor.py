@@ -106,10 +106,23 @@ class Refuse(unittest.TestCase):
         self.check(
             [
                 (text, "not-shortest")
-                for text in (
-                    "1800 1817 190000 1900ff 1a00000000 1a0000ffff 1b0000000000000000 "
-                    "1b00000000ffffffff 3817 580100 5900ff 780161 980101 b80101 d80100"
-                ).split()
+                for text in [
+                    "1800",
+                    "1817",
+                    "190000",
+                    "1900ff",
+                    "1a00000000",
+                    "1a0000ffff",
+                    "1b0000000000000000",
+                    "1b00000000ffffffff",
+                    "3817",
+                    "580100",
+                    "5900ff",
+                    "780161",
+                    "980101",
+                    "b80101",
+                    "d80100",
+                ]
             ]
         )
 
@@ -159,7 +172,7 @@ class Refuse(unittest.TestCase):
         self.assertIsNone(reason(cbor.encode([0] * 40), 8, 40))
         self.assertEqual(reason(cbor.encode([0] * 41), 8, 40), "items")
         self.assertEqual(reason(cbor.encode([[0] * 20, [0] * 20]), 8, 40), "items")
-        self.assertEqual(reason(cbor.encode({i: 0 for i in range(21)}), 8, 40), "items")
+        self.assertEqual(reason(cbor.encode(dict.fromkeys(range(21), 0)), 8, 40), "items")
 
     def test_lengths_beyond_the_data_allocate_nothing(self):
         self.check(
