@@ -1,0 +1,385 @@
+"""`edge-gateway`: set up, run and question a gateway.
+
+Exit codes: 0 ok, 1 a verification failed, 2 usage, 3 environment.
+"""
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from edge_agent.errors import ConfigError, EdgeError, RemoteError, StoreError
+from edge_agent.version import __version__
+from gateway import broker, enrol, reports
+from gateway.config import Domains, GatewayConfig, new_config
+from gateway.custody import Custody
+from gateway.keys import Registry, load_master, new_master
+from gateway.mqtt import Bridge
+from gateway.retention import Retention
+from gateway.store import Store
+
+OK, FAILED, USAGE, ENVIRONMENT = 0, 1, 2, 3
+
+EPILOG = """
+first steps:
+  edge-gateway init gw --domain motion.domain --port 1883
+  edge-gateway -C gw broker &          (or: mosquitto -c gw/mosquitto/mosquitto.conf)
+  edge-gateway -C gw run &
+  edge-gateway -C gw enrol pump-3 --out pump-3.json
+  edge-agent run --config pump-3.json  (on the device)
+
+exit codes: 0 ok, 1 verification failed, 2 usage, 3 environment
+"""
+
+
+def now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+@contextlib.contextmanager
+def opened(folder: Path, owner: bool = False) -> Iterator[tuple[GatewayConfig, Store, Registry]]:
+    """Configuration, database and registry of a folder."""
+    config = GatewayConfig(folder)
+    master = load_master(config.master)
+    if not config.database.exists():
+        raise StoreError(
+            "no database", str(config.database), "Restore the backup of gateway.db first"
+        )
+    store = Store(config.database, owner=owner, now_ms=now_ms())
+    try:
+        theirs = store.meta("gateway")
+        if theirs is not None and theirs != config.gateway:
+            raise StoreError(
+                f"belongs to gateway {theirs.hex()}, this folder is {config.gateway.hex()}",
+                str(config.database),
+                "Each gateway needs its own folder",
+            )
+        yield config, store, Registry(store, master, config.gateway)
+    finally:
+        store.close()
+
+
+def main(arguments: "Sequence[str] | None" = None) -> int:
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    logging.basicConfig(
+        level=logging.DEBUG if options.verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+        stream=sys.stderr,
+    )
+    try:
+        return int(options.do(options))
+    except RemoteError as error:
+        return _fail(options, error, FAILED)
+    except ConfigError as error:
+        return _fail(options, error, USAGE)
+    except EdgeError as error:
+        return _fail(options, error, ENVIRONMENT)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+
+
+def _fail(options: argparse.Namespace, error: EdgeError, code: int) -> int:
+    if options.json:
+        print(json.dumps({"error": error.what, "where": error.where, "fix": error.fix}))
+    print(f"edge-gateway: {error}", file=sys.stderr)
+    return code
+
+
+def _show(options: argparse.Namespace, found: Any, text: str) -> int:
+    print(json.dumps(found, indent=1) if options.json else text)
+    return OK
+
+
+# -- commands -----------------------------------------------------------------------
+
+
+def do_init(options: argparse.Namespace) -> int:
+    folder: Path = options.folder
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(error.strerror or "cannot be made", str(folder), "Choose another folder")
+    if (folder / "gateway.json").exists():
+        raise StoreError("a gateway is here already", str(folder), "Choose another folder", 17)
+    for path in options.domain:
+        if not path.is_file():
+            raise ConfigError("no such file", str(path), "--domain names a domain file")
+    tls = None
+    if options.tls_ca:
+        tls = {"ca": options.tls_ca}
+        if options.tls_cert and options.tls_key:
+            tls.update(server_cert=options.tls_cert, server_key=options.tls_key)
+    config = new_config(folder, options.host, options.port, options.root, tls)
+    config.domains.mkdir(mode=0o700, exist_ok=True)
+    for path in options.domain:
+        (config.domains / path.name).write_bytes(path.read_bytes())
+    domains = Domains(config.domains)
+    new_master(config.master)
+    store = Store(config.database, now_ms=now_ms())
+    try:
+        store.set_meta("gateway", config.gateway)
+        registry = Registry(store, load_master(config.master), config.gateway)
+        enrol.tell_brokers(config, registry)
+    finally:
+        store.close()
+    found = {
+        "folder": str(folder),
+        "gateway": config.gateway.hex(),
+        "domains": [d.name for d in domains.values()],
+    }
+    text = f"gateway {config.gateway.hex()} in {folder}\n"
+    if not domains:
+        text += f"copy a domain file into {config.domains} before devices send\n"
+    text += "back up master.key now: without it no device can be verified again"
+    return _show(options, found, text)
+
+
+def do_run(options: argparse.Namespace) -> int:
+    with opened(options.dir, owner=True) as (config, store, registry):
+        enrol.tell_brokers(config, registry)
+        custody = Custody(store, registry, Domains(config.domains), config.root)
+        retention = Retention(store, config.keep_bytes, config.keep_days)
+
+        def housekeeping(now: int) -> None:
+            for _ in range(20):
+                if not retention.step(now):
+                    break
+
+        bridge = Bridge(config, custody, housekeeping)
+        bridge.stop_on_signals()
+        child = None
+        try:
+            if options.broker:
+                child = subprocess.Popen(  # noqa: S603
+                    [sys.executable, "-m", "gateway.broker", str(config.broker_toml)],
+                    stdin=subprocess.DEVNULL,
+                )
+            bridge.run()
+        finally:
+            if child is not None:
+                child.terminate()
+                child.wait(10)
+    return OK
+
+
+def do_broker(options: argparse.Namespace) -> int:
+    with opened(options.dir) as (config, _, registry):
+        broker.write_toml(config, registry)
+    broker.serve(config.broker_toml)
+    return OK
+
+
+def _extra(options: argparse.Namespace) -> dict[str, Any]:
+    if options.template is None:
+        return {}
+    try:
+        found = json.loads(options.template.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(str(error), str(options.template), "Give a JSON file")
+    if not isinstance(found, dict):
+        raise ConfigError("not a JSON object", str(options.template), "It starts with {")
+    return found
+
+
+def do_enrol(options: argparse.Namespace) -> int:
+    extra = _extra(options)
+    with opened(options.dir) as (config, _, registry):
+        device = enrol.enrol(
+            config,
+            registry,
+            options.name,
+            enrol.parse_agent(options.agent),
+            options.out,
+            now_ms(),
+            options.host,
+            extra,
+        )
+    found = {"name": device.name, "agent": device.agent.hex(), "config": str(options.out)}
+    return _show(
+        options,
+        found,
+        f"{device.name} is agent {device.agent.hex()}\n"
+        f"{options.out} holds its key: move it to the device, keep no copy",
+    )
+
+
+def do_rotate(options: argparse.Namespace) -> int:
+    extra = _extra(options)
+    with opened(options.dir) as (config, _, registry):
+        device = enrol.rotate(
+            config,
+            registry,
+            registry.find(options.name),
+            options.out,
+            now_ms(),
+            options.host,
+            extra,
+        )
+    found = {
+        "name": device.name,
+        "agent": device.agent.hex(),
+        "generation": device.generation,
+        "config": str(options.out),
+    }
+    return _show(options, found, f"{device.name}: generation {device.generation} in {options.out}")
+
+
+def do_revoke(options: argparse.Namespace) -> int:
+    with opened(options.dir) as (config, _, registry):
+        device = registry.find(options.name)
+        enrol.revoke(config, registry, device, now_ms())
+    found = {"name": device.name, "agent": device.agent.hex(), "revoked": True}
+    return _show(options, found, f"{device.name} is revoked; what it sent before stays")
+
+
+def do_devices(options: argparse.Namespace) -> int:
+    with opened(options.dir) as (config, store, registry):
+        found = reports.devices(config, store, registry)
+    lines = [
+        f"{'name':20} {'agent':16} {'gen':>3} {'online':6} {'outcomes':>8} {'dup':>5} "
+        f"{'confl':>5} {'lost':>5} {'pending':>7} last seen"
+    ]
+    for device in found:
+        state = (
+            "revoked"
+            if device["revoked"]
+            else {True: "yes", False: "no"}.get(device["online"], "?")
+        )
+        pending = "?" if device["pending"] is None else device["pending"]
+        lines.append(
+            f"{device['name']:20} {device['agent']:16} {device['generation']:3} {state:6} "
+            f"{device['outcomes']:8} {device['duplicates']:5} {device['conflicts']:5} "
+            f"{device['lost_by_restore']:5} {pending:>7} {device['last_seen'] or 'never'}"
+        )
+    return _show(options, found, "\n".join(lines))
+
+
+def do_status(options: argparse.Namespace) -> int:
+    with opened(options.dir) as (config, store, registry):
+        found = reports.status(config, store, registry)
+        if options.check:
+            found["check"] = store.check()
+    rejected = ", ".join(f"{k} {v}" for k, v in found["rejected"].items()) or "none"
+    text = "\n".join(
+        [
+            f"gateway    {found['gateway']}, {'running' if found['running'] else 'not running'}",
+            f"database   {found['database']['path']}, {found['database']['outcomes']} outcomes, "
+            f"{found['database']['bytes'] / 1e6:.1f} MB",
+            f"devices    {found['devices']}, {found['online']} online",
+            f"rejected   {rejected}",
+            f"conflicts  {found['conflicts']}",
+            f"lost       {found['lost_by_restore']} by restore from backup",
+            *(f"domain     {name}" for name in found["domains"]),
+            *([f"check      {found['check']}"] if options.check else []),
+        ]
+    )
+    _show(options, found, text)
+    return FAILED if options.check and found["check"] != "ok" else OK
+
+
+def do_export(options: argparse.Namespace) -> int:
+    with opened(options.dir) as (config, store, registry):
+        names = {device.agent: device.name for device in registry.devices()}
+        rows = reports.outcomes(store, Domains(config.domains), names)
+        if options.out is None:
+            reports.export(rows, sys.stdout, options.format, options.frames)
+            return OK
+        with options.out.open("w", newline="") as file:
+            count = reports.export(rows, file, options.format, options.frames)
+    return _show(
+        options, {"rows": count, "out": str(options.out)}, f"{count} outcomes in {options.out}"
+    )
+
+
+def do_backup(options: argparse.Namespace) -> int:
+    with opened(options.dir) as (_, store, _registry):
+        reports.backup(store, options.file)
+    return _show(options, {"backup": str(options.file)}, f"copied to {options.file}")
+
+
+# -- the parser ---------------------------------------------------------------------
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="edge-gateway",
+        description="Takes outcomes from devices over MQTT: verifies, commits, acknowledges.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"edge-gateway {__version__}")
+    parser.add_argument(
+        "-C",
+        "--dir",
+        type=Path,
+        default=Path(os.environ.get("EDGE_GATEWAY_DIR", ".")),
+        metavar="DIR",
+        help="folder made by init (default: $EDGE_GATEWAY_DIR, else the current folder)",
+    )
+    parser.add_argument("--verbose", action="store_true", help="log more")
+    parser.set_defaults(json=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, do: Any, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.add_argument("--json", action="store_true", help="print JSON")
+        sub.set_defaults(do=do)
+        return sub
+
+    sub = command("init", do_init, "make a folder with settings, master secret, empty database")
+    sub.add_argument("folder", type=Path, help="new folder")
+    sub.add_argument("--domain", type=Path, action="append", default=[], metavar="FILE")
+    sub.add_argument("--host", default="127.0.0.1", help="of the broker (default 127.0.0.1)")
+    sub.add_argument("--port", type=int, default=1883, help="of the broker (default 1883)")
+    sub.add_argument("--root", default="qis/1", help="first topic levels (default qis/1)")
+    sub.add_argument("--tls-ca", metavar="PEM", help="trust this authority; turns TLS on")
+    sub.add_argument("--tls-cert", metavar="PEM", help="the broker's certificate, for mosquitto")
+    sub.add_argument("--tls-key", metavar="PEM", help="the broker's key, for mosquitto")
+
+    sub = command("run", do_run, "take in frames until SIGTERM")
+    sub.add_argument("--broker", action="store_true", help="run the embedded broker as a child")
+
+    command("broker", do_broker, "run the embedded broker (loopback; demo and tests)")
+
+    for name, do, text in (
+        ("enrol", do_enrol, "take a device in and write its configuration"),
+        ("rotate", do_rotate, "give a device a new key"),
+    ):
+        sub = command(name, do, text)
+        sub.add_argument("name", help="name of the device")
+        sub.add_argument("--out", type=Path, required=True, metavar="FILE", help="device.json")
+        sub.add_argument("--host", default="", help="broker as the device sees it")
+        sub.add_argument(
+            "--template", type=Path, metavar="FILE", help="JSON with further fields of device.json"
+        )
+        if name == "enrol":
+            sub.add_argument("--agent", default="", metavar="HEX", help="id (default: random)")
+
+    sub = command("revoke", do_revoke, "believe a device no more")
+    sub.add_argument("name", help="name or agent id")
+
+    command("devices", do_devices, "list devices: last seen, backlog, drops, versions")
+    sub = command("status", do_status, "the gateway at a glance")
+    sub.add_argument("--check", action="store_true", help="verify the whole database (exit 1)")
+
+    sub = command("export", do_export, "write every outcome with its repaired time")
+    sub.add_argument("--format", choices=("jsonl", "csv"), default="jsonl")
+    sub.add_argument("--out", type=Path, metavar="FILE", help="default: standard output")
+    sub.add_argument("--frames", action="store_true", help="with the frame and its SHA-256")
+
+    sub = command("backup", do_backup, "copy the database while the gateway runs")
+    sub.add_argument("file", type=Path, metavar="FILE")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
