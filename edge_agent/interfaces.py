@@ -21,6 +21,17 @@ Window = namedtuple("Window", ("samples", "tags", "key"))
 ModelOutput = namedtuple("ModelOutput", ("scores", "embedding", "zero_point"))
 
 
+# A clock outside this window was never set, or broke: 2025-01-01 to 2060-01-01, Unix
+# seconds. Such a time is treated as unknown everywhere.
+UTC_MIN_S = 1735689600
+UTC_MAX_S = 2840140800
+
+
+def utc_plausible(utc_s: int) -> bool:
+    """Whether a time of day can be true."""
+    return UTC_MIN_S <= utc_s < UTC_MAX_S
+
+
 class Clock:
     """Time since this boot, and of day when it is known."""
 

@@ -1,0 +1,606 @@
+"""AgentCore: the whole agent as a machine without I/O.
+
+Theory of operation. Events come in with the time, effects go out (effects.py). One
+window becomes one outcome in steps, each started by the answer to the one before:
+
+    on_window --Infer--> output --distil, seal--> Append --> Sync --> delivery
+
+so "published only after it was synced" is a transition: `delivery.on_durable` is called
+with the refs that a Sync returned and by nothing else.
+
+    draft       state kept here     left by
+    waiting     _queue              Append emitted; at most one Append is under way,
+                                    because its sequence number is the next one
+    appended    _unsynced           Sync emitted: batch full, batch_ms old, or urgent
+    syncing     _syncing            Sync done: handed to delivery; Sync failed: back to
+                                    _unsynced, retried with a growing pause
+    coalesced   (gone)              a newer outcome of its label took its place and number
+                                    while it was still unsynced
+
+A new journal id (Mint) is asked for when delivery sees that a twin used ours. Drafts
+wait until it is there; what is unsynced is synced first, under the old id.
+
+Messages from the gateway are opened and their counter compared before anything else:
+a counter not above the highest seen is stale. box and cfg are acted on after Persist
+returned, so a power cut cannot make an old one new again; the counter of an ack is saved
+with the journal's state only, because an old ack fails on its nonce.
+"""
+
+from edge_agent import frame, outcome
+from edge_agent.config import REMOTE
+from edge_agent.delivery import Delivery
+from edge_agent.effects import Append, Committed, Event, Handle, Ids, Infer, Mint, Persist, Sync
+from edge_agent.errors import ConfigError, EdgeError, FrameError, JournalFull
+from edge_agent.features import Features
+from edge_agent.interfaces import utc_plausible
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable
+
+    from edge_agent.config import Config
+    from edge_agent.domain import Domain
+    from edge_agent.effects import JournalFacts
+    from edge_agent.interfaces import ModelOutput, Window
+
+QUEUE_MAX = 16  # drafts waiting for their Append
+INFER_MAX = 4  # windows under way through the model
+RETRY_MS = 2000  # after an append failed for another reason than a full journal
+SYNC_RETRY_MS = 1000
+SYNC_RETRY_CAP_MS = 60000
+
+
+class Draft:
+    """An outcome on its way into the journal."""
+
+    __slots__ = ("coalesce", "frame", "key", "label", "message", "priority", "seq", "ttl_s")
+
+    def __init__(self, message: "Any", priority: int, ttl_s: int, coalesce: bool, key: str) -> None:
+        self.message = message  # frame.OutcomeRecord, journal and seq not yet filled in
+        self.priority = priority
+        self.ttl_s = ttl_s
+        self.coalesce = coalesce
+        self.label = message.outcome.label
+        self.key = key
+        self.seq = 0
+        self.frame = b""
+
+
+class AgentCore:
+    """The agent. Every method that takes `now_ms` (uptime) returns a list of effects.
+
+    settings: config.Config; a cfg message changes it in place.  domain: domain.Domain.
+    keys: frame.DeviceKeys.  facts: effects.JournalFacts of the opened journal.
+    rand(n): n random bytes.  model_id: 8 bytes or None.  ledger: emit Committed effects.
+    ConfigError when settings name labels that the domain has not.
+    """
+
+    def __init__(
+        self,
+        settings: "Config",
+        domain: "Domain",
+        keys: "frame.DeviceKeys",
+        facts: "JournalFacts",
+        rand: "Callable[[int], bytes]",
+        model_id: "bytes | None" = None,
+        version: str = "",
+        ledger: bool = False,
+    ) -> None:
+        self.settings = settings
+        self.domain = domain
+        self._keys = keys
+        self._keyring = frame.Keyring(keys)
+        self._model_id = model_id
+        self._version = version
+        self._ledger = ledger
+        self.ids = Ids()
+        self.delivery = Delivery(settings, self.ids, rand, facts, self._hello, frame.reason_name)
+        self.counters: dict[str, int] = {}
+        self.boxes: dict[int, int] = {}  # box type -> number received
+        self.counter = facts.counter
+        self.cfg_version = facts.cfg_version
+        self.journal = facts.journal
+        self.next_seq: int = facts.next_seq
+        self.boot = facts.boot
+        self._features = Features(_spec(domain))
+        self._priority, self._coalesce = self._tables()
+        self._board_utc_offset: int | None = None  # seconds
+        self._pending: dict[int, tuple[str, Any]] = {}
+        self._queue: list[Draft] = []
+        self._appending = False
+        self._append_at = 0
+        self._minting = False
+        self._unsynced: list[Draft] = []
+        self._syncing: list[Draft] = []
+        self._sync_at = 0
+        self._sync_fails = 0
+        self._started = False
+        self._stopping = False
+        self._seen_ms = 0
+        self._stalled = False
+        self._last_label: int | None = None
+
+    # -- events ----------------------------------------------------------------------
+
+    def start(self, now_ms: int) -> "list[Any]":
+        self._started = True
+        self._seen_ms = now_ms
+        out: list[Any] = []
+        self._tell(
+            out,
+            "info",
+            "started",
+            {"boot": self.boot, "journal": self.journal.hex(), "next_seq": self.next_seq},
+        )
+        return out + self.delivery.start(now_ms)
+
+    def stop(self, now_ms: int) -> "list[Any]":
+        """Make durable what is there, say goodbye to the broker."""
+        self._stopping = True
+        out = self._advance(now_ms)
+        self._flush(now_ms, out)
+        return out + self.delivery.stop(now_ms)
+
+    def on_clock(self, utc_s: int, now_ms: int) -> None:
+        """What the board's clock says; 0 or an implausible time means: not known."""
+        self._board_utc_offset = utc_s - now_ms // 1000 if utc_plausible(utc_s) else None
+
+    def utc_s(self, now_ms: int) -> int:
+        """Unix seconds: the board's clock, else the gateway's time of this boot, else 0."""
+        if self._board_utc_offset is not None:
+            return self._board_utc_offset + now_ms // 1000
+        if self.delivery.utc_offset_ms is not None:
+            return (self.delivery.utc_offset_ms + now_ms) // 1000
+        return 0
+
+    def on_window(self, window: "Window", now_ms: int) -> "list[Any]":
+        """A window of samples (interfaces.Window)."""
+        out: list[Any] = []
+        self._seen_ms = now_ms
+        self._count("windows")
+        if self._stalled:
+            self._stalled = False
+            self._tell(out, "info", "sensor-back", {})
+        if sum(1 for p in self._pending.values() if p[0] == "infer") >= INFER_MAX:
+            self._note(out, "warning", "window-dropped", {"why": "the model is busy"})
+            return out
+        try:
+            features = self._features.apply(window.samples)
+        except EdgeError as error:
+            self._note(out, "error", "bad-window", {"error": str(error)})
+            return out
+        detail = (window.tags, window.key, now_ms, self.utc_s(now_ms))
+        out.append(Infer(self._new("infer", detail), features))
+        return out
+
+    def on_sensor_error(self, error: Exception, now_ms: int) -> "list[Any]":
+        """The sensor failed; the driver tries again."""
+        out: list[Any] = []
+        self._note(out, "error", "sensor-error", {"error": str(error)})
+        return out
+
+    def on_sensor_end(self, now_ms: int) -> "list[Any]":
+        """A finite source has ended: nothing more is expected of it."""
+        self._seen_ms = -1
+        out: list[Any] = []
+        self._tell(out, "info", "sensor-ended", {"windows": self.counters.get("windows", 0)})
+        self._flush(now_ms, out)
+        return out
+
+    def feedback(self, outcome_id: bytes, result: int, label: int, now_ms: int) -> "list[Any]":
+        """How an earlier outcome turned out. ValueError: numbers the domain has not."""
+        if len(outcome_id) != 16:
+            raise ValueError("an outcome id has 16 bytes")
+        if not 0 <= result < len(self.domain.results) or not 0 <= label < len(self.domain.labels):
+            raise ValueError("result %d or label %d is not in the domain" % (result, label))
+        self._count("feedback")
+        said = outcome.feedback(outcome_id, label, result)
+        return self._record(said, (), "", now_ms, self.utc_s(now_ms))
+
+    def on_done(self, effect_id: int, result: "Any", now_ms: int) -> "list[Any]":
+        """The driver has performed an effect that has an answer. Unknown ids: ignored."""
+        if self.delivery.owns(effect_id):
+            return self._after_delivery(self.delivery.on_done(effect_id, result, now_ms), now_ms)
+        if effect_id not in self._pending:
+            return []
+        what, detail = self._pending.pop(effect_id)
+        if what == "infer":
+            return self._inferred(result, detail, now_ms)
+        if what == "append":
+            return self._appended(detail, result, now_ms)
+        if what == "sync":
+            return self._synced(result, now_ms)
+        if what == "mint":
+            return self._minted(result, now_ms)
+        return self._persisted(detail[0], now_ms)
+
+    def on_error(self, effect_id: int, error: Exception, now_ms: int) -> "list[Any]":
+        """The driver could not perform an effect."""
+        if self.delivery.owns(effect_id):
+            return self._after_delivery(self.delivery.on_error(effect_id, error, now_ms), now_ms)
+        if effect_id not in self._pending:
+            return []
+        what, detail = self._pending.pop(effect_id)
+        out: list[Any] = []
+        fields = {"error": str(error)}
+        if what == "infer":
+            self._note(out, "error", "model-error", fields)
+        elif what == "append":
+            self._appending = False
+            if isinstance(error, JournalFull):
+                self._note(out, "error", "journal-full", fields)
+            else:
+                self._note(out, "error", "append-failed", fields)
+                self._queue.insert(0, detail)
+                self._append_at = now_ms + RETRY_MS
+                # Perhaps the journal goes on under another id, which the survey will tell.
+                out.extend(self.delivery.resurvey(now_ms))
+        elif what == "sync":
+            self._unsynced = self._syncing + self._unsynced
+            self._syncing = []
+            self._sync_at = now_ms + min(
+                SYNC_RETRY_MS << min(self._sync_fails, 6), SYNC_RETRY_CAP_MS
+            )
+            self._sync_fails += 1
+            self._note(out, "error", "sync-failed", fields)
+        elif what == "mint":
+            self._minting = False
+            self._note(out, "error", "mint-failed", fields)
+        else:
+            # Not acted on, so it may come again.
+            message, before = detail
+            if message is not None and self.counter == message.counter:
+                self.counter = before
+            self._note(out, "error", "persist-failed", fields)
+        return out
+
+    def on_link(self, up: bool, session_present: bool, reason: str, now_ms: int) -> "list[Any]":
+        out = self.delivery.on_link(up, session_present, reason, now_ms)
+        return self._after_delivery(out, now_ms)
+
+    def on_message(self, topic: str, payload: bytes, now_ms: int) -> "list[Any]":
+        """A message of the subscribed topics. Raises nothing for any bytes."""
+        out: list[Any] = []
+        kind = topic.rpartition("/")[2]
+        if topic != self.settings.topic(kind) or kind not in ("ack", "box", "cfg"):
+            self._note(out, "warning", "unknown-topic", {"topic": topic[:80]})
+            return out
+        try:
+            opened = frame.open_frame(payload, self._keyring, frame.DOWN, self.settings.agent)
+            if frame.KIND_NAMES[opened.kind] != kind:
+                raise FrameError("bad-kind", "on the topic " + kind)
+        except FrameError as error:
+            self._note(out, "warning", "rejected-" + error.reason, {"detail": error.detail})
+            return out
+        message = opened.message
+        if message.counter <= self.counter:
+            self._note(out, "warning", "stale-" + kind, {"counter": message.counter})
+            return out
+        before, self.counter = self.counter, message.counter
+        if kind == "ack":
+            out.append(
+                Persist(self._new("persist", (None, before)), self.counter, None, None, True)
+            )
+            out.extend(self.delivery.on_ack(message, now_ms))
+            return self._after_delivery(out, now_ms)
+        version = settings = None
+        if kind == "cfg":
+            try:
+                _check(message.settings)
+            except ConfigError as error:
+                self._note(out, "error", "cfg-refused", {"error": str(error)})
+                return out
+            version, settings = message.version, message.settings
+        effect_id = self._new("persist", (message, before))
+        out.append(Persist(effect_id, self.counter, version, settings, False))
+        return out
+
+    def on_tick(self, now_ms: int) -> "list[Any]":
+        out: list[Any] = []
+        if not self._started:
+            return out
+        stall_ms = 1000 * self.settings.stall_s
+        silent_ms = now_ms - self._seen_ms
+        watched = stall_ms and self._seen_ms >= 0 and not self._stalled
+        if watched and silent_ms >= stall_ms:
+            self._stalled = True
+            self._note(out, "error", "sensor-stalled", {"silent_ms": silent_ms})
+        if self._unsynced and not self._syncing and now_ms >= self._sync_at:
+            self._flush(now_ms, out)
+        out.extend(self.delivery.on_tick(now_ms))
+        return self._after_delivery(out, now_ms)
+
+    def next_wake(self) -> "int | None":
+        """When to call on_tick at the latest, in uptime ms; None: no need."""
+        times = []
+        wake = self.delivery.next_wake()
+        if wake is not None:
+            times.append(wake)
+        if self._unsynced and not self._syncing:
+            times.append(self._sync_at)
+        if self._queue and not self._appending and not self._minting:
+            times.append(self._append_at)
+        if self.settings.stall_s and self._seen_ms >= 0 and not self._stalled:
+            times.append(self._seen_ms + 1000 * self.settings.stall_s)
+        return min(times) if times else None
+
+    def drained(self) -> bool:
+        """Nothing is left to make durable or to bring to the gateway."""
+        if self._queue or self._unsynced or self._syncing or self._appending or self._minting:
+            return False
+        if any(p[0] == "infer" for p in self._pending.values()):
+            return False
+        return self.delivery.drained()
+
+    def status(self) -> "dict[str, Any]":
+        """What the command line shows: plain values only."""
+        return {
+            "agent": self.settings.agent.hex(),
+            "journal": self.journal.hex(),
+            "boot": self.boot,
+            "next_seq": self.next_seq,
+            "queued": len(self._queue),
+            "unsynced": len(self._unsynced) + len(self._syncing),
+            "down_counter": self.counter,
+            "cfg_version": self.cfg_version,
+            "last_label": None
+            if self._last_label is None
+            else self.domain.labels[self._last_label],
+            "sensor_stalled": self._stalled,
+            "counters": dict(self.counters),
+            "boxes": dict(self.boxes),
+            "delivery": self.delivery.status(),
+        }
+
+    # -- outcome to journal ------------------------------------------------------------
+
+    def _inferred(self, output: "ModelOutput", detail: "Any", now_ms: int) -> "list[Any]":
+        tags, key, at_ms, utc_s = detail
+        out: list[Any] = []
+        try:
+            said = outcome.distil(
+                output, self.domain, self._model_id, tags, self.settings.unsure_below
+            )
+        except EdgeError as error:
+            self._note(out, "error", "model-error", {"error": str(error)})
+            return out
+        self._count("outcomes")
+        self._last_label = said.label
+        return self._record(said, tags, key, at_ms, utc_s, now_ms)
+
+    def _record(
+        self,
+        said: "Any",
+        tags: "Any",
+        key: str,
+        at_ms: int,
+        utc_s: int,
+        now_ms: "int | None" = None,
+    ) -> "list[Any]":
+        out: list[Any] = []
+        if len(self._queue) >= QUEUE_MAX:
+            self._note(out, "error", "queue-full", {})
+            return out
+        print_ = None if said.vector is None else self.domain.fingerprint(said.vector)
+        record = frame.OutcomeRecord(b"", 0, self.boot, at_ms, utc_s, self.domain.id, said, print_)
+        judged = said.about is not None
+        priority = 1 if judged else self._priority[said.label]
+        coalesce = not judged and said.label in self._coalesce
+        self._queue.append(Draft(record, priority, self.settings.ttl_s, coalesce, key))
+        return out + self._advance(at_ms if now_ms is None else now_ms)
+
+    def _advance(self, now_ms: int) -> "list[Any]":
+        """Append the next draft, if none is under way."""
+        out: list[Any] = []
+        while self._may_append(now_ms):
+            draft = self._queue.pop(0)
+            draft.seq = self._seq_for(draft)
+            message = draft.message
+            record = frame.OutcomeRecord(
+                self.journal,
+                draft.seq,
+                message.boot,
+                message.uptime_ms,
+                message.utc_s,
+                message.domain_id,
+                message.outcome,
+                message.fingerprint,
+            )
+            try:
+                draft.frame = frame.seal(
+                    self._keys,
+                    record,
+                    self.settings.encrypt,
+                    self.settings.pad,
+                    self.settings.small,
+                )
+            except FrameError as error:
+                self._note(out, "error", "seal-" + error.reason, {"detail": error.detail})
+                continue
+            self._appending = True
+            out.append(
+                Append(
+                    self._new("append", draft),
+                    self.journal,
+                    draft.seq,
+                    draft.frame,
+                    draft.priority,
+                    draft.ttl_s,
+                    self._keys.generation,
+                )
+            )
+        return out
+
+    def _may_append(self, now_ms: int) -> bool:
+        if not self._queue or self._appending or self._minting:
+            return False
+        return now_ms >= self._append_at
+
+    def _seq_for(self, draft: Draft) -> int:
+        """The next number, or that of an unsynced outcome which this one replaces."""
+        if draft.coalesce:
+            for old in self._unsynced:
+                if old.coalesce and old.label == draft.label:
+                    seq: int = old.seq
+                    return seq
+        return self.next_seq
+
+    def _appended(self, draft: Draft, ref: "Any", now_ms: int) -> "list[Any]":
+        self._appending = False
+        out: list[Any] = []
+        if draft.seq < self.next_seq:
+            self._count("coalesced")
+            self._unsynced = [d for d in self._unsynced if d.seq != draft.seq]
+        else:
+            self.next_seq = draft.seq + 1
+        if not self._unsynced and not self._syncing and not self._sync_fails:
+            self._sync_at = now_ms + self.settings.batch_ms
+        self._unsynced.append(draft)
+        now_or_never = draft.priority == 0 or self.settings.sync == "every" or self._stopping
+        due = now_or_never or len(self._unsynced) >= self.settings.batch
+        if due and (not self._sync_fails or now_ms >= self._sync_at):
+            self._flush(now_ms, out)
+        return out + self._advance(now_ms)
+
+    def _flush(self, now_ms: int, out: "list[Any]") -> None:
+        if self._unsynced and not self._syncing:
+            self._syncing = self._unsynced
+            self._unsynced = []
+            out.append(Sync(self._new("sync")))
+
+    def _synced(self, refs: "list[Any]", now_ms: int) -> "list[Any]":
+        done, self._syncing = self._syncing, []
+        self._sync_fails = 0
+        self._count("synced", len(refs))
+        out: list[Any] = []
+        if self._ledger:
+            records = [(d.key, d.seq, d.frame) for d in done]
+            out.append(Committed(self.ids.next(), self.journal, records))
+        if self._unsynced:
+            self._sync_at = now_ms + self.settings.batch_ms
+        out.extend(self.delivery.on_durable(refs, now_ms))
+        return self._after_delivery(out, now_ms)
+
+    # -- journal id --------------------------------------------------------------------
+
+    def _after_delivery(self, out: "list[Any]", now_ms: int) -> "list[Any]":
+        """What delivery may have learned: a twin, or that the journal has a new id."""
+        if self.delivery.twin is not None and not self._minting:
+            self.delivery.twin = None
+            self._minting = True
+            self._flush(now_ms, out)
+            out.append(Mint(self._new("mint")))
+        if self.delivery.facts.journal != self.journal and not self._minting:
+            self._adopt(self.delivery.facts, out)
+            out.extend(self._advance(now_ms))
+        elif self._may_append(now_ms):
+            out.extend(self._advance(now_ms))
+        return out
+
+    def _minted(self, facts: "JournalFacts", now_ms: int) -> "list[Any]":
+        out: list[Any] = []
+        self._minting = False
+        self._adopt(facts, out)
+        out.extend(self.delivery.on_facts(facts, now_ms))
+        return out + self._advance(now_ms)
+
+    def _adopt(self, facts: "JournalFacts", out: "list[Any]") -> None:
+        self.journal = facts.journal
+        self.next_seq = facts.next_seq
+        self._append_at = 0
+        self._count("journal-ids")
+        self._tell(out, "warning", "new-journal-id", {"journal": self.journal.hex()})
+
+    # -- messages ----------------------------------------------------------------------
+
+    def _persisted(self, message: "Any", now_ms: int) -> "list[Any]":
+        out: list[Any] = []
+        if message is None:
+            return out
+        if isinstance(message, frame.Cfg):
+            changed = self.settings.apply(message.settings)
+            self.cfg_version = message.version
+            fields = {"version": message.version, "changed": " ".join(changed)}
+            self._tell(out, "info", "cfg-applied", fields)
+            return out + self.on_tick(now_ms)
+        self.boxes[message.type] = self.boxes.get(message.type, 0) + 1
+        out.append(Handle(self.ids.next(), message.type, message.body))
+        return out
+
+    def _hello(self, facts: "JournalFacts", held: "Any", nonce: bytes, now_ms: int) -> bytes:
+        journal, floor, next_seq = held
+        generation = self._keys.generation if facts.generation is None else facts.generation
+        message = frame.Hello(
+            journal,
+            next_seq,
+            self.boot,
+            now_ms,
+            self.utc_s(now_ms),
+            floor,
+            nonce,
+            self.counter,
+            generation,
+            facts.pending,
+            facts.drops,
+            facts.gone,
+            self._model_id,
+            self._version,
+            self.cfg_version,
+        )
+        return frame.seal(self._keys, message)
+
+    # -- small things ------------------------------------------------------------------
+
+    def _tables(self) -> "tuple[list[int], list[int]]":
+        """Priority of every label, and the numbers of the labels to coalesce."""
+        labels = list(self.domain.labels)
+        default = self.settings.priorities.get("*", 1)
+        priority = [default] * len(labels)
+        for name in sorted(self.settings.priorities):
+            if name != "*":
+                priority[_index(labels, name, "priorities." + name)] = self.settings.priorities[
+                    name
+                ]
+        return priority, [_index(labels, name, "coalesce") for name in self.settings.coalesce]
+
+    def _new(self, what: str, detail: "Any" = None) -> int:
+        effect_id = self.ids.next()
+        self._pending[effect_id] = (what, detail)
+        return effect_id
+
+    def _count(self, name: str, n: int = 1) -> int:
+        total = self.counters.get(name, 0) + n
+        self.counters[name] = total
+        return total
+
+    def _note(self, out: "list[Any]", level: str, name: str, fields: "dict[str, Any]") -> None:
+        """Count it, and tell of the 1st, 2nd, 4th, 8th ... time, so that logs stay short."""
+        n = self._count(name)
+        if n & (n - 1) == 0:
+            fields["count"] = n
+            self._tell(out, level, name, fields)
+
+    def _tell(self, out: "list[Any]", level: str, name: str, fields: "dict[str, Any]") -> None:
+        out.append(Event(self.ids.next(), level, name, fields))
+
+
+def _index(labels: "list[str]", name: str, where: str) -> int:
+    if name not in labels:
+        raise ConfigError(
+            "the domain has no label " + repr(name), where, "Its labels: " + ", ".join(labels)
+        )
+    return labels.index(name)
+
+
+def _spec(domain: "Domain") -> "dict[str, object]":
+    names = ("kind", "axes", "window", "hop", "offset", "mul", "shift")
+    return {name: getattr(domain.features, name) for name in names}
+
+
+def _check(settings: "dict[int, int]") -> None:
+    """ConfigError for a value that Config.apply would refuse."""
+    for number in sorted(settings):
+        if number in REMOTE:
+            name, low, high = REMOTE[number]
+            if not low <= settings[number] <= high:
+                raise ConfigError("%d is not allowed" % settings[number], "cfg." + name)

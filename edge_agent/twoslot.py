@@ -1,0 +1,49 @@
+"""A small file that is either old or new, never half: two slots, each with a CRC.
+
+Used for what changes rarely and is worth a few hundred bytes: settings sent by the
+gateway, the account of what left. A slot is number u32, crc32 u32, then the data; the
+readable slot with the higher number is the truth.
+"""
+
+import binascii
+
+from edge_agent.errors import StoreError
+from edge_agent.interfaces import Store
+
+MAX_BYTES = 4096
+
+
+class TwoSlot:
+    """`name`0 and `name`1 in a Store. `load` once, then `save` as often as needed."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self._store = store
+        self._name = name
+        self._number = 0
+
+    def load(self) -> "bytes | None":
+        """The content saved last, None when there is none. Damage counts as none."""
+        best = None
+        for slot in (self._name + "0", self._name + "1"):
+            try:
+                if self._store.size(slot) < 8:
+                    continue
+                raw = self._store.read(slot, 0, MAX_BYTES + 8)
+            except StoreError:
+                continue
+            number = int.from_bytes(raw[:4], "big")
+            data = raw[8:]
+            crc = binascii.crc32(raw[:4] + data) & 0xFFFFFFFF
+            if crc == int.from_bytes(raw[4:8], "big") and number > self._number:
+                self._number = number
+                best = data
+        return best
+
+    def save(self, data: bytes) -> None:
+        """Replace the older slot; durable on return. StoreError leaves the other one."""
+        number = (self._number + 1).to_bytes(4, "big")
+        crc = binascii.crc32(number + data) & 0xFFFFFFFF
+        slot = self._name + str((self._number + 1) & 1)
+        self._store.write(slot, number + crc.to_bytes(4, "big") + data)
+        self._store.sync(slot)
+        self._number += 1
