@@ -1,0 +1,252 @@
+"""Train the shipped encoder, write it, the replay file and the signed domain.
+
+    python -m models.train [--wheel PATH] [--out DIR] [--owner-key FILE] [--new-owner]
+    python -m models.train --cross-validate
+
+The shipped encoder sees people 1-3 only; people 4-10 are for testing and for replay.
+Settings were chosen by leave-one-person-out cross-validation on people 1-3 alone
+(`--cross-validate` prints it for the present settings); the seed is 1 and was not chosen.
+
+Recipe: several perceptrons are trained on augmented windows; their mean opinion on
+further augmented windows then teaches the one small perceptron that ships. Averaging
+takes out most of the luck of a single training run.
+
+The domain is signed only when the model differs from the one that the present domain
+file names, and only with the owner's key: a file of 64 hex digits, mode 0600, not in the
+repository. Without the key nothing but `--new-owner`, which makes a domain of another
+owner and therefore another id, gets a new model into a domain.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from models import mlp, watch_data
+from models.tflite_writer import Quantiser, write_mlp
+from models.watch_data import Recording
+from models.windows import augmented, cut, stats8, to_int8
+
+HERE = Path(__file__).resolve().parent
+SHIPPED_PEOPLE = (1, 2, 3)
+REPLAY_PEOPLE = tuple(range(4, 11))
+SEED = 1
+SIZES = (48, 64, 64, 7)
+SHIFT = 16
+RANGE = 4.0  # int8 covers this many standard deviations to either side
+TEACHERS = 8
+TEACHER = mlp.Recipe(epochs=10, drop=0.2, noise=0.2)
+STUDENT = mlp.Recipe(epochs=20, decay=1e-5, noise=0.1)
+TEACHER_VARIANTS = 5
+STUDENT_VARIANTS = 12
+
+Int8 = npt.NDArray[np.int8]
+Floats = npt.NDArray[np.float32]
+
+
+class Trained(NamedTuple):
+    tflite: bytes
+    offset: list[int]
+    mul: list[int]
+    shift: int
+    float_accuracy: float
+    net: mlp.Net
+
+
+class Scaling(NamedTuple):
+    """Feature parameters; an int8 input q stands for q * step."""
+
+    offset: npt.NDArray[np.int64]
+    mul: npt.NDArray[np.int64]
+    step: float
+
+    def inputs(self, windows: npt.NDArray[np.int64]) -> Int8:
+        return to_int8(stats8(windows), self.offset, self.mul, SHIFT)
+
+    def floats(self, windows: npt.NDArray[np.int64]) -> Floats:
+        return self.inputs(windows).astype(np.float32) * np.float32(self.step)
+
+
+def scaling(features: npt.NDArray[np.int64]) -> Scaling:
+    deviation = np.maximum(features.std(0), 1.0)
+    step = RANGE / 128
+    mul = np.rint((1 << SHIFT) / (deviation * step)).astype(np.int64)
+    return Scaling(np.rint(features.mean(0)).astype(np.int64), mul, step)
+
+
+def fit(recordings: list[Recording], seed: int, quiet: bool = True) -> tuple[mlp.Net, Scaling, Any]:
+    """(student, scaling, ordinary training windows as dequantised inputs)."""
+    rng = np.random.default_rng(1000 + seed)
+    windows, labels, _ = cut(recordings)
+    scale = scaling(stats8(windows))
+    plain = scale.floats(windows)
+    truth = np.eye(SIZES[-1], dtype=np.float32)
+    with tqdm(
+        total=TEACHERS * TEACHER.epochs + STUDENT.epochs,
+        desc="Training",
+        unit="epoch",
+        disable=quiet,
+    ) as bar:
+        teachers = []
+        for k in range(TEACHERS):
+            more, more_labels = augmented(recordings, rng, TEACHER_VARIANTS)
+            x = np.concatenate([plain, scale.floats(more)])
+            y = np.concatenate([labels, more_labels])
+            teachers.append(mlp.train(x, truth[y], SIZES, TEACHER, seed * 100 + k, bar.update))
+        more, _ = augmented(recordings, rng, STUDENT_VARIANTS)
+        x = np.concatenate([plain, scale.floats(more)])
+        opinion = np.mean([mlp.softmax(mlp.forward(t, x)[-1]) for t in teachers], 0)
+        student = mlp.train(x, opinion, SIZES, STUDENT, seed * 100 + 99, bar.update)
+    return student, scale, plain
+
+
+def train(
+    recordings: list[Recording],
+    tests: list[Recording],
+    seed: int = SEED,
+    quiet: bool = True,
+    description: str = "watch exercises, int8 perceptron",
+) -> Trained:
+    """Train on some recordings; float accuracy on others."""
+    student, scale, plain = fit(recordings, seed, quiet)
+    data = write_mlp(student, plain, Quantiser(scale.step, 0), description)
+    windows, labels, _ = cut(tests)
+    guess = mlp.forward(student, scale.floats(windows))[-1].argmax(1)
+    return Trained(
+        data,
+        scale.offset.tolist(),
+        scale.mul.tolist(),
+        SHIFT,
+        float((guess == labels).mean()),
+        student,
+    )
+
+
+def run_int8(tflite: bytes, inputs: Int8) -> tuple[Int8, Int8]:
+    """(probabilities, embeddings) of LiteRT's reference kernels, row by row."""
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    interpreter = Interpreter(
+        model_content=tflite,
+        num_threads=1,
+        experimental_op_resolver_type=OpResolverType.BUILTIN_REF,
+    )
+    run = interpreter.get_signature_runner()
+    results = [run(features=row[None]) for row in inputs]
+    return (
+        np.concatenate([r["probabilities"] for r in results]),
+        np.concatenate([r["embedding"] for r in results]),
+    )
+
+
+def accuracy(trained: Trained, tests: list[Recording]) -> tuple[float, dict[int, float]]:
+    """int8 accuracy over all windows, and per person."""
+    windows, labels, persons = cut(tests)
+    offset, mul = np.array(trained.offset), np.array(trained.mul)
+    inputs = to_int8(stats8(windows), offset, mul, trained.shift)
+    right = run_int8(trained.tflite, inputs)[0].argmax(1) == labels
+    each = {int(p): round(float(right[persons == p].mean()), 4) for p in np.unique(persons)}
+    return float(right.mean()), each
+
+
+def people(recordings: list[Recording], wanted: tuple[int, ...]) -> list[Recording]:
+    return [r for r in recordings if r.person in wanted]
+
+
+def cross_validate(recordings: list[Recording], seeds: int = 3) -> None:
+    """Leave one of people 1-3 out; prints student accuracy as floats."""
+    everyone = []
+    for out in SHIPPED_PEOPLE:
+        rest = people(recordings, tuple(p for p in SHIPPED_PEOPLE if p != out))
+        windows, labels, _ = cut(people(recordings, (out,)))
+        found = []
+        for seed in range(seeds):
+            student, scale, _ = fit(rest, seed)
+            guess = mlp.forward(student, scale.floats(windows))[-1].argmax(1)
+            found.append(float((guess == labels).mean()))
+        everyone += found
+        print(f"person {out} left out: {np.mean(found):.4f} (sd {np.std(found):.4f})")
+    print(f"mean {np.mean(everyone):.4f} over {seeds} seeds")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--wheel", type=Path, help="the seglearn wheel (default: pip fetches it)")
+    parser.add_argument("--out", type=Path, default=HERE, help="where to write (default: models/)")
+    parser.add_argument("--owner-key", type=Path, default=HERE / "owner.key")
+    parser.add_argument("--new-owner", action="store_true", help="make a key and another domain")
+    parser.add_argument("--cross-validate", action="store_true", help="print and write nothing")
+    options = parser.parse_args()
+    recordings = watch_data.load(options.wheel)
+    if options.cross_validate:
+        cross_validate(recordings)
+        return 0
+    started = time.monotonic()
+    tests = people(recordings, REPLAY_PEOPLE)
+    trained = train(people(recordings, SHIPPED_PEOPLE), tests, quiet=False)
+    seconds = time.monotonic() - started
+    overall, each = accuracy(trained, tests)
+    out: Path = options.out
+    (out / "data").mkdir(parents=True, exist_ok=True)
+    replay = watch_data.replay_bytes(tests)
+    (out / "data" / "watch_replay.bin").write_bytes(replay)
+    (out / "watch_mlp_int8.tflite").write_bytes(trained.tflite)
+    parameters = {
+        "kind": "stats8",
+        "axes": 6,
+        "window": 128,
+        "hop": 64,
+        "offset": trained.offset,
+        "mul": trained.mul,
+        "shift": trained.shift,
+    }
+    (out / "watch_features.json").write_text(json.dumps(parameters) + "\n")
+    note(
+        out / "provenance.json",
+        {
+            "data/watch_replay.bin": entry(replay, "models/watch_data.py, people 4-10"),
+            "watch_mlp_int8.tflite": {
+                **entry(trained.tflite, "models/train.py"),
+                "trained on people": list(SHIPPED_PEOPLE),
+                "seed": SEED,
+                "windows tested": len(cut(tests)[1]),
+                "accuracy float, people 4-10": round(trained.float_accuracy, 4),
+                "accuracy int8, people 4-10": round(overall, 4),
+                "accuracy int8 by person": each,
+            },
+        },
+    )
+    print(f"{len(trained.tflite)} bytes, {seconds:.1f} s of training")
+    print(f"people 4-10: float {trained.float_accuracy:.4f}, int8 {overall:.4f}; by person {each}")
+    from models.make_domain import update
+
+    return update(out, options.owner_key, options.new_owner)
+
+
+def entry(data: bytes, made_by: str) -> dict[str, Any]:
+    return {
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "made by": made_by,
+        "source": f"{watch_data.PACKAGE}, wheel sha256 {watch_data.WHEEL_SHA256}",
+    }
+
+
+def note(path: Path, entries: dict[str, Any]) -> None:
+    """Add to or replace in the provenance file."""
+    known = json.loads(path.read_text()) if path.exists() else {}
+    known.update(entries)
+    path.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
