@@ -102,7 +102,7 @@ class AgentCore:
         self.journal = facts.journal
         self.next_seq: int = facts.next_seq
         self.boot = facts.boot
-        self._features = Features(_spec(domain))
+        self._features = Features(domain.features)
         self._priority, self._coalesce = self._tables()
         self._board_utc_offset: int | None = None  # seconds
         self._pending: dict[int, tuple[str, Any]] = {}
@@ -187,15 +187,20 @@ class AgentCore:
         self._flush(now_ms, out)
         return out
 
-    def feedback(self, outcome_id: bytes, result: int, label: int, now_ms: int) -> "list[Any]":
-        """How an earlier outcome turned out. ValueError: numbers the domain has not."""
+    def feedback(
+        self, outcome_id: bytes, result: int, label: int, now_ms: int, key: str = ""
+    ) -> "list[Any]":
+        """How an earlier outcome turned out. ValueError: numbers the domain has not.
+
+        key: comes back with the Committed effect, as the key of a window does.
+        """
         if len(outcome_id) != 16:
             raise ValueError("an outcome id has 16 bytes")
         if not 0 <= result < len(self.domain.results) or not 0 <= label < len(self.domain.labels):
             raise ValueError("result %d or label %d is not in the domain" % (result, label))
         self._count("feedback")
         said = outcome.feedback(outcome_id, label, result)
-        return self._record(said, (), "", now_ms, self.utc_s(now_ms))
+        return self._record(said, (), key, now_ms, self.utc_s(now_ms))
 
     def on_done(self, effect_id: int, result: "Any", now_ms: int) -> "list[Any]":
         """The driver has performed an effect that has an answer. Unknown ids: ignored."""
@@ -590,11 +595,6 @@ def _index(labels: "list[str]", name: str, where: str) -> int:
             "the domain has no label " + repr(name), where, "Its labels: " + ", ".join(labels)
         )
     return labels.index(name)
-
-
-def _spec(domain: "Domain") -> "dict[str, object]":
-    names = ("kind", "axes", "window", "hop", "offset", "mul", "shift")
-    return {name: getattr(domain.features, name) for name in names}
 
 
 def _check(settings: "dict[int, int]") -> None:

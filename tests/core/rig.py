@@ -7,6 +7,8 @@ each identity, so that "lost" and "twice" can be counted by comparing bytes.
 
 from array import array
 
+from upy_crypto import make_crypto
+
 from edge_agent import effects as fx
 from edge_agent import frame
 from edge_agent.config import Config
@@ -15,7 +17,6 @@ from edge_agent.domain import Domain, Features, VectorSpace
 from edge_agent.errors import EdgeError, StoreError
 from edge_agent.interfaces import Entropy, ModelOutput, Store, Window
 from edge_agent.journal import Journal
-from upy_crypto import make_crypto
 
 CRYPTO = make_crypto()
 AGENT = b"\x01\x02\x03\x04\x05\x06\x07\x08"
