@@ -203,7 +203,7 @@ def open_frame(
     frame = bytes(data)
     start = frame[:3]
     encrypted = start == ENCRYPT0_START
-    if (not encrypted and start != MAC0_START) or size < _MAC0_FIXED + 2:
+    if (not encrypted and start != MAC0_START) or size < _MAC0_FIXED + 1:
         raise _why(frame)
     sender = frame[8:16]
     kind = frame[20] - (CONTENT_TYPE & 255)
