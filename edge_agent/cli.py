@@ -132,7 +132,8 @@ def cmd_feedback(args: argparse.Namespace) -> int:
     """Say how an outcome turned out; works while the agent runs and while it does not."""
     from edge_agent.tools import feedback
 
-    ticket = feedback.put(args.config, args.outcome, confirm=args.confirm, correct=args.correct)
+    result = "confirmed" if args.confirm is not None else "corrected"
+    ticket = feedback.put(args.config, args.outcome, result, args.confirm or args.correct)
     show(
         args,
         ticket,
@@ -227,8 +228,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("outcome", help="outcome id, 32 hexadecimal digits")
     sub.add_argument("--config", required=True, help="device configuration")
     verdict = sub.add_mutually_exclusive_group(required=True)
-    verdict.add_argument("--confirm", action="store_true", help="it was right")
-    verdict.add_argument("--correct", metavar="LABEL", help="it was this label instead")
+    verdict.add_argument("--confirm", metavar="LABEL", help="it was right to say LABEL")
+    verdict.add_argument("--correct", metavar="LABEL", help="it was LABEL instead")
 
     model = commands.add_parser("model", help="Tools for models.", description="Tools for models.")
     models = model.add_subparsers(dest="model_command", required=True, metavar="COMMAND")
