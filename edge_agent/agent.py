@@ -13,8 +13,8 @@ one effect.
 import asyncio
 
 from edge_agent import cbor, frame
+from edge_agent.connection import IDLE
 from edge_agent.core import AgentCore
-from edge_agent.delivery import IDLE
 from edge_agent.effects import (
     Append,
     Committed,
@@ -155,8 +155,13 @@ class Agent:
         self._stopping = True
         self._ring()
 
-    def feedback(self, outcome_id: bytes, result: "int | str", label: "int | str") -> None:
-        """How an outcome turned out; names or numbers of the domain. ValueError."""
+    def feedback(
+        self, outcome_id: bytes, result: "int | str", label: "int | str", key: str = ""
+    ) -> None:
+        """How an outcome turned out; names or numbers of the domain. ValueError.
+
+        key: handed to on_committed when the feedback is durable.
+        """
         domain = self.core.domain
         if isinstance(result, str):
             result = domain.results.index(result)
@@ -164,7 +169,7 @@ class Agent:
             label = domain.labels.index(label)
         now = self._now()
         self.core.on_clock(self.board.clock.utc_s(), now)
-        self._perform(self.core.feedback(outcome_id, result, label, now))
+        self._perform(self.core.feedback(outcome_id, result, label, now, key))
 
     def status(self) -> "dict[str, Any]":
         """The core's status, the journal's statistics and the egress account."""
@@ -203,7 +208,7 @@ class Agent:
         self._cancel(sensing)
         self._perform(self.core.stop(self._now()))
         give_up = self._now() + 1000 * STOP_S
-        while self.core.delivery.state != IDLE and self._now() < give_up:
+        while self.core.delivery.link.state != IDLE and self._now() < give_up:
             wake = self.core.next_wake()
             await self._pause(give_up if wake is None else min(wake, give_up))
             self._tick()

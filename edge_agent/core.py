@@ -149,8 +149,8 @@ class AgentCore:
         """Unix seconds: the board's clock, else the gateway's time of this boot, else 0."""
         if self._board_utc_offset is not None:
             return self._board_utc_offset + now_ms // 1000
-        if self.delivery.utc_offset_ms is not None:
-            return (self.delivery.utc_offset_ms + now_ms) // 1000
+        if self.delivery.gateway.utc_offset_ms is not None:
+            return (self.delivery.gateway.utc_offset_ms + now_ms) // 1000
         return 0
 
     def on_window(self, window: "Window", now_ms: int) -> "list[Any]":
