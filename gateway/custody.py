@@ -52,6 +52,7 @@ class Plan:
     def __init__(self, now_ms: int) -> None:
         self.now_ms = now_ms
         self.rows: list[tuple[Any, ...]] = []
+        self.frames: list[bytes] = []
         self.feedback: list[tuple[Any, ...]] = []
         self.conflicts: list[tuple[Any, ...]] = []
         self.rejected: dict[str, int] = {}
@@ -247,9 +248,9 @@ class Custody:
                 outcome.label,
                 outcome.confidence,
                 outcome.result,
-                payload,
             )
         )
+        plan.frames.append(payload)
         if outcome.about is not None:
             plan.feedback.append((outcome.about, row, outcome.result, outcome.label))
         stream.held.add(seq)
@@ -303,7 +304,7 @@ class Custody:
         store = self.store
         try:
             if plan.rows:
-                store.insert_outcomes(plan.rows)
+                store.insert_outcomes(plan.rows, plan.frames)
             if plan.feedback:
                 store.insert_feedback(plan.feedback)
             for conflict in plan.conflicts:

@@ -3,9 +3,11 @@
 A step is never edited after a release: what it made exists in somebody's database. The
 tables, and why they look like this:
 
-outcomes    one row a frame, in order of arrival, so that a commit writes few pages and
-            they are full. The frame is kept as it came. The columns beside it are what
-            people and the learner filter by; all of them can be made again from it.
+outcomes    one row a frame, in order of arrival: what people and the learner filter by.
+            All of it can be made again from the frame.
+blocks      the frames as they came, those of one commit together (store.pack_frames):
+            the row of block `first` holds outcomes first..first+count-1. The view
+            `frames` (id, frame) opens them.
 runs        where an identity is: seq first..first+count-1 of a stream are the rows from
             first_id on. Written per several thousand rows, not per row (store.merge).
 streams     one per (device, journal): what is held, refused, gone, lost, the floor for
@@ -76,8 +78,11 @@ MIGRATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
                 arrival_ms INTEGER NOT NULL,
                 label INTEGER NOT NULL,
                 confidence INTEGER,
-                result INTEGER,
-                frame BLOB NOT NULL)""",
+                result INTEGER)""",
+            """CREATE TABLE blocks (
+                first INTEGER PRIMARY KEY,
+                count INTEGER NOT NULL,
+                frames BLOB NOT NULL)""",
             """CREATE TABLE runs (
                 key INTEGER PRIMARY KEY,
                 count INTEGER NOT NULL,
@@ -106,13 +111,18 @@ MIGRATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
                 topic TEXT NOT NULL,
                 detail TEXT NOT NULL,
                 frame BLOB NOT NULL)""",
+            # Needs the function `unpack_frame` (store.teach); a join on `id` is cheap.
+            """CREATE VIEW frames AS
+                SELECT o.id AS id, unpack_frame(b.frames, o.id - b.first) AS frame
+                FROM outcomes o
+                JOIN blocks b ON b.first = (SELECT max(first) FROM blocks WHERE first <= o.id)""",
             # The time of every outcome as best known today. `utc_s` is set only when the
             # device's clock was plausible.
             """CREATE VIEW timeline AS
                 SELECT o.id AS id, d.agent AS agent, s.journal AS journal, o.seq AS seq,
                     o.label AS label, o.confidence AS confidence, o.result AS result,
                     o.boot AS boot, o.uptime_ms AS uptime_ms, o.utc_s AS utc_s,
-                    o.arrival_ms AS arrival_ms, o.frame AS frame,
+                    o.arrival_ms AS arrival_ms,
                     b.low AS low, b.high AS high, b.last_up AS last_up,
                     b.clocked AS clocked, b.floor AS floor, b.ceiling AS ceiling
                 FROM outcomes o

@@ -9,11 +9,11 @@ that it is still told apart from a conflict.
 
 from hashlib import sha256
 
-from gateway.store import Store
+from gateway.store import Store, unpack_frames
 
 DAY_MS = 86_400_000
-# Rows looked at in one transaction: a few milliseconds.
-STEP = 500
+# Blocks looked at in one transaction: a few milliseconds.
+STEP = 16
 
 
 class Retention:
@@ -23,43 +23,56 @@ class Retention:
         self.store = store
         self.keep_bytes = keep_bytes
         self.keep_days = keep_days
-        self._unconfirmed_after = 0
+        self._spared_to = 0  # blocks up to here hold confirmed outcomes only
 
     def step(self, now_ms: int) -> int:
-        """Delete up to STEP rows when a limit is exceeded; returns how many went.
+        """Look at the next few blocks if a limit is exceeded; returns rows deleted.
 
-        Opens a transaction of its own. Call again while it returns more than 0.
+        A transaction of its own. Call again while it returns more than 0.
         """
-        store = self.store
         if self.keep_days:
-            rows = store.oldest(0, STEP, now_ms - self.keep_days * DAY_MS)
-            if rows:
-                return self._delete([row[:4] for row in rows])
-        if not self.keep_bytes or store.used_bytes() <= self.keep_bytes:
+            gone = self._sweep(0, now_ms - self.keep_days * DAY_MS, True)
+            if gone:
+                return gone
+        if not self.keep_bytes or self.store.used_bytes() <= self.keep_bytes:
             return 0
-        rows = store.oldest(self._unconfirmed_after, STEP)
-        unconfirmed = [row[:4] for row in rows if not self._confirmed(row[3], row[4])]
-        if rows:
-            self._unconfirmed_after = rows[-1][0]
-        if unconfirmed:
-            return self._delete(unconfirmed)
-        if rows:
-            return self.step(now_ms)
+        while True:
+            before = self._spared_to
+            gone = self._sweep(before, 1 << 62, False)
+            if gone:
+                return gone
+            if self._spared_to == before:
+                break
         # Nothing but confirmed outcomes is left.
-        self._unconfirmed_after = 0
-        return self._delete([row[:4] for row in store.oldest(0, STEP)])
+        self._spared_to = 0
+        return self._sweep(0, 1 << 62, True)
 
-    def _confirmed(self, frame: bytes, result: int | None) -> bool:
-        return result is not None or self.store.judged(sha256(frame).digest()[:16])
-
-    def _delete(self, rows: list[tuple[int, int, int, bytes]]) -> int:
+    def _sweep(self, after: int, before_ms: int, confirmed_too: bool) -> int:
         store = self.store
+        count = 0
         store.begin()
         try:
-            store.bury([(stream, seq, sha256(frame).digest()) for _, stream, seq, frame in rows])
-            store.delete_outcomes([row[0] for row in rows])
+            for first, size, packed in store.oldest_blocks(after, STEP):
+                frames = unpack_frames(packed)
+                doomed = []
+                for row, stream, seq, arrival_ms, result in store.block_rows(first, size):
+                    digest = sha256(frames[row - first]).digest()
+                    if arrival_ms < before_ms and (
+                        confirmed_too or (result is None and not store.judged(digest[:16]))
+                    ):
+                        doomed.append((row, stream, seq, digest))
+                        frames[row - first] = b""
+                if doomed:
+                    store.bury([entry[1:] for entry in doomed])
+                    store.delete_outcomes([entry[0] for entry in doomed])
+                    store.replace_block(first, frames)
+                    count += len(doomed)
+                elif before_ms < 1 << 62:
+                    break  # by age: what follows is younger
+                if not confirmed_too:
+                    self._spared_to = first
             store.commit()
         except BaseException:
             store.rollback()
             raise
-        return len(rows)
+        return count

@@ -4,17 +4,21 @@ SQLite in WAL mode with synchronous=FULL: when `commit` has returned, the batch 
 disk. One process owns ingest (`owner=True` takes a lock that dies with the process);
 enrolment and reports open the same file beside it.
 
-Two things keep a commit small. Rows go in at the end of `outcomes`, which has no second
-index. Where each identity is, the ranges held, and the bounds of boots are kept in memory
-by the owner and written by `merge` every few thousand rows; `tail` gives the rows since
-the last merge, from which a restarted owner makes the same memory again.
+Three things keep a commit small. The frames of a commit are deflated together: what they
+share (headers, ids of agent, domain and model) is most of what can be saved. Rows go in
+at the end of `outcomes`, which has no second index. Where each identity is, the ranges
+held, and the bounds of boots are kept in memory by the owner and written by `merge` every
+few thousand rows; `tail` gives the rows since the last merge, from which a restarted
+owner makes the same memory again.
 """
 
 import errno
 import fcntl
 import os
 import sqlite3
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -26,8 +30,9 @@ from gateway.migrations import migrate
 CHECK_BYTES = 64 << 20
 SAMPLES_PER_REASON = 20
 CONFLICTS_KEPT = 10_000
-PAGE = 4096
-CHECKPOINT_PAGES = 1000
+# Small pages: every commit rewrites a few part-filled ones. Measured by benchmarks/ingest.py.
+PAGE = 1024
+CHECKPOINT_PAGES = 4000
 
 _DAMAGED = (
     "Stop the gateway, move the file aside and put the newest backup in its place;"
@@ -40,12 +45,47 @@ def stream_key(stream: int, seq: int) -> int:
     return stream << 32 | seq
 
 
+def pack_frames(frames: Iterable[bytes]) -> bytes:
+    """One block: zlib over [length, u16][bytes] of each frame; length 0 = deleted."""
+    parts = []
+    for frame in frames:
+        parts.append(len(frame).to_bytes(2, "big"))
+        parts.append(frame)
+    return zlib.compress(b"".join(parts), 1)
+
+
+def unpack_frames(block: bytes) -> list[bytes]:
+    """The frames of a block; b"" for those that retention deleted."""
+    raw = zlib.decompress(block)
+    frames = []
+    at = 0
+    while at < len(raw):
+        end = at + 2 + (raw[at] << 8 | raw[at + 1])
+        frames.append(raw[at + 2 : end])
+        at = end
+    return frames
+
+
+@lru_cache(maxsize=4)
+def _opened(block: bytes) -> list[bytes]:
+    return unpack_frames(block)
+
+
+def teach(db: sqlite3.Connection) -> sqlite3.Connection:
+    """Give any connection the SQL function that the view `frames` needs."""
+    db.create_function(
+        "unpack_frame", 2, lambda block, step: _opened(block)[step], deterministic=True
+    )
+    return db
+
+
 class Store:
     """Every SQL statement of ingest. Not for use from two threads."""
 
     def __init__(self, path: "Path | str", owner: bool = False, now_ms: int = 0) -> None:
         self.path = Path(path)
         self._lock: int | None = None
+        self._block: tuple[int, list[bytes]] = (0, [])
         if owner:
             self._take_lock()
         try:
@@ -89,6 +129,7 @@ class Store:
             db = sqlite3.connect(
                 self.path, timeout=10.0, isolation_level=None, cached_statements=256
             )
+            teach(db)
             if fresh:
                 db.execute(f"PRAGMA page_size={PAGE}")
             db.execute("PRAGMA journal_mode=WAL")
@@ -157,6 +198,7 @@ class Store:
         self.run("COMMIT")
 
     def rollback(self) -> None:
+        self._block = (0, [])
         if self.db.in_transaction:
             self.run("ROLLBACK")
 
@@ -190,10 +232,13 @@ class Store:
 
     # -- ingest ---------------------------------------------------------------------
 
-    def insert_outcomes(self, rows: Iterable[Sequence[Any]]) -> None:
+    def insert_outcomes(self, rows: Sequence[Sequence[Any]], frames: Sequence[bytes]) -> None:
         """rows: (id, stream, seq, boot, uptime_ms, utc_s, arrival_ms, label, confidence,
-        result, frame)."""
-        self.run_many("INSERT INTO outcomes VALUES (?,?,?,?,?,?,?,?,?,?,?)", rows)
+        result) with consecutive ids; frames: theirs, in the same order."""
+        self.run_many("INSERT INTO outcomes VALUES (?,?,?,?,?,?,?,?,?,?)", rows)
+        self.run(
+            "INSERT INTO blocks VALUES (?,?,?)", (rows[0][0], len(frames), pack_frames(frames))
+        )
 
     def insert_feedback(self, rows: Iterable[Sequence[Any]]) -> None:
         """rows: (about, outcome row, result, label). The newest judgement counts."""
@@ -224,15 +269,31 @@ class Store:
             row = self._find(stream, seq)
         if row is not None:
             found = self.run(
-                "SELECT frame FROM outcomes WHERE id = ? AND stream = ? AND seq = ?",
+                "SELECT 1 FROM outcomes WHERE id = ? AND stream = ? AND seq = ?",
                 (row, stream, seq),
             ).fetchone()
-            if found:
-                return sha256(found[0]).digest()
+            frame = self.frame(row) if found else None
+            if frame:
+                return sha256(frame).digest()
         found = self.run(
             "SELECT hash FROM tombstones WHERE key = ?", (stream_key(stream, seq),)
         ).fetchone()
         return bytes(found[0]) if found else None
+
+    def frame(self, row: int) -> bytes | None:
+        """The frame of an outcome as it came."""
+        first, frames = self._block
+        if not first <= row < first + len(frames):
+            found = self.run(
+                "SELECT first, frames FROM blocks WHERE first <= ? ORDER BY first DESC LIMIT 1",
+                (row,),
+            ).fetchone()
+            if found is None:
+                return None
+            # Neighbours are asked for together: keep the block last opened.
+            first, frames = self._block = (found[0], unpack_frames(found[1]))
+        step = row - first
+        return (frames[step] or None) if step < len(frames) else None
 
     def _find(self, stream: int, seq: int) -> int | None:
         found = self.run(
@@ -335,15 +396,29 @@ class Store:
         size = self.run("PRAGMA page_size").fetchone()[0]
         return int((pages - free) * size)
 
-    def oldest(
-        self, after: int, limit: int, before_ms: int = 1 << 62
-    ) -> list[tuple[int, int, int, bytes, int | None]]:
-        """Merged rows (id, stream, seq, frame, result), oldest first, that arrived before."""
+    def oldest_blocks(self, after: int, limit: int) -> list[tuple[int, int, bytes]]:
+        """Blocks (first, count, frames) of merged rows, oldest first."""
         return self.run(
-            "SELECT id, stream, seq, frame, result FROM outcomes WHERE id > ? AND id <= ?"
-            " AND arrival_ms < ? ORDER BY id LIMIT ?",
-            (after, self.meta("merged", 0), before_ms, limit),
+            "SELECT first, count, frames FROM blocks WHERE first > ? AND first + count - 1 <= ?"
+            " ORDER BY first LIMIT ?",
+            (after, self.meta("merged", 0), limit),
         ).fetchall()
+
+    def block_rows(self, first: int, count: int) -> list[tuple[int, int, int, int, int | None]]:
+        """(id, stream, seq, arrival_ms, result) of the rows a block still has."""
+        return self.run(
+            "SELECT id, stream, seq, arrival_ms, result FROM outcomes WHERE id BETWEEN ? AND ?"
+            " ORDER BY id",
+            (first, first + count - 1),
+        ).fetchall()
+
+    def replace_block(self, first: int, frames: Sequence[bytes]) -> None:
+        """Write a block anew; one with no frames left goes."""
+        self._block = (0, [])
+        if any(frames):
+            self.run("UPDATE blocks SET frames = ? WHERE first = ?", (pack_frames(frames), first))
+        else:
+            self.run("DELETE FROM blocks WHERE first = ?", (first,))
 
     def judged(self, outcome: bytes) -> bool:
         return self.judgement(outcome) is not None
@@ -403,4 +478,7 @@ class Store:
         )
 
     def timeline(self) -> Iterator[dict[str, Any]]:
-        return self._dicts("SELECT * FROM timeline ORDER BY id")
+        """Rows of the view of that name, oldest first, each with its frame."""
+        for row in self._dicts("SELECT * FROM timeline ORDER BY id"):
+            row["frame"] = self.frame(row["id"])
+            yield row

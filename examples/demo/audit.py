@@ -13,6 +13,7 @@ test does not get to count itself.
 
 import hashlib
 import sqlite3
+import zlib
 from collections import Counter, namedtuple
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,11 @@ Row = namedtuple("Row", ("agent", "journal", "seq", "arrival_ms", "label", "fram
 # site: number.  agent: hex.  windows: {window key: true label}, as given to the site.
 Site = namedtuple("Site", ("site", "agent", "windows"))
 
-_ROWS = """SELECT d.agent, s.journal, o.seq, o.arrival_ms, o.label, o.frame, o.id
+_ROWS = """SELECT d.agent, s.journal, o.seq, o.arrival_ms, o.label, o.id
     FROM outcomes o JOIN streams s ON s.id = o.stream JOIN devices d ON d.id = s.device
     WHERE o.id > ? ORDER BY o.id"""
+# Frames lie together by commit, deflated: outcome `first` + n is entry n of its block.
+_BLOCKS = "SELECT first, frames FROM blocks WHERE first + count > ? ORDER BY first"
 
 
 class Database:
@@ -45,17 +48,30 @@ class Database:
                 if not self.path.exists():
                     return []
                 self._db = sqlite3.connect(f"file:{self.path}?mode=ro", uri=True, timeout=2)
+            self._db.execute("BEGIN")  # rows and frames of one moment
             found = self._db.execute(_ROWS, (self._last,)).fetchall()
-        except sqlite3.OperationalError:
-            return []
+            frames = {
+                first + n: frame
+                for first, block in self._db.execute(_BLOCKS, (self._last + 1,))
+                for n, frame in enumerate(_unpack(block))
+            }
+        except sqlite3.OperationalError as error:
+            # Just being made, or just being opened: there is nothing yet. All else is real.
+            if error.sqlite_errorname == "SQLITE_BUSY" or "no such table" in str(error):
+                return []
+            raise
+        finally:
+            if self._db is not None and self._db.in_transaction:
+                self._db.rollback()
         if found:
-            self._last = found[-1][6]
+            self._last = found[-1][5]
         return [
             Row(
-                agent.hex(), journal.hex(), seq, ms, label, frame, hashlib.sha256(frame).hexdigest()
+                agent.hex(), journal.hex(), seq, ms, label, frames[row],
+                hashlib.sha256(frames[row]).hexdigest(),
             )
-            for agent, journal, seq, ms, label, frame, _ in found
-        ]
+            for agent, journal, seq, ms, label, row in found
+        ]  # fmt: skip
 
     def counters(self) -> dict[str, int]:
         """What the gateway itself counted: frames refused as duplicates or in conflict."""
@@ -74,6 +90,18 @@ class Database:
         if self._db is not None:
             self._db.close()
             self._db = None
+
+
+def _unpack(block: bytes) -> list[bytes]:
+    """Frames of a block: zlib over [length, u16][bytes] of each."""
+    raw = zlib.decompress(block)
+    frames = []
+    at = 0
+    while at < len(raw):
+        end = at + 2 + int.from_bytes(raw[at : at + 2], "big")
+        frames.append(raw[at + 2 : end])
+        at = end
+    return frames
 
 
 def judge(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from examples.demo import audit, charts, ledger, page, show
-from gateway.store import Store
+from gateway.store import Store, pack_frames
 
 AGENT = "a1" * 8
 JOURNAL = b"jrnl"
@@ -125,15 +125,18 @@ def test_the_audit_reads_the_schema_that_the_gateway_makes(tmp_path: Path):
         (JOURNAL,),
     )
     add = (
-        "INSERT INTO outcomes (stream, seq, boot, uptime_ms, arrival_ms, label, frame)"
-        " VALUES (1, ?, 1, 1, 1, 2, ?)"
+        "INSERT INTO outcomes (id, stream, seq, boot, uptime_ms, arrival_ms, label)"
+        " VALUES (?, 1, ?, 1, 1, 1, 2)"
     )
-    db.execute(add, (7, b"f1"))
+    block = "INSERT INTO blocks VALUES (?, 1, ?)"
+    db.execute(add, (1, 7))
+    db.execute(block, (1, pack_frames([b"f1"])))
     db.commit()
     (only,) = database.new_rows()
     assert (only.agent, only.journal, only.seq, only.label) == (AGENT, JOURNAL.hex(), 7, 2)
     assert database.new_rows() == []
-    db.execute(add, (8, b"f2"))
+    db.execute(add, (2, 8))
+    db.execute(block, (2, pack_frames([b"f2"])))
     db.commit()
     assert [r.frame for r in database.new_rows()] == [b"f2"]
     assert database.counters()["duplicates"] == 3
