@@ -78,6 +78,12 @@ def timeline(
     # Kills first, so that the figures stay on top of the bands.
     for kill in kills:
         begin, end = kill["at"], kill["back"]
+        paused = kill.get("paused_s", 0)
+        if paused:
+            out.append(
+                f'<rect class="pause" x="{number(x(begin - paused))}" y="{top - 8}" '
+                f'width="{number(x(begin) - x(begin - paused))}" height="{floor - top + 8}"/>'
+            )
         out.append(
             f'<rect class="band" x="{number(x(begin))}" y="{top - 8}" '
             f'width="{number(max(x(end) - x(begin), 2))}" height="{floor - top + 8}"/>'

@@ -95,6 +95,7 @@ def _timeline(report: Report) -> str:
         '<div class="legend"><span><i class="key-arrived"></i>arrived in the database</span>'
         '<span><i class="key-made"></i>committed by the sites</span>'
         '<span><i class="key-way"></i>on the way</span>'
+        '<span><i class="key-pause"></i>gateway paused</span>'
         '<span><i class="key-down"></i>process down</span></div>\n' + drawings + "\n"
     )
 
@@ -159,6 +160,7 @@ def _sites(report: Report) -> str:
 
 def _bytes(report: Report) -> str:
     totals = report["totals"]
+    own = totals["frame_bytes"]
     bars = (
         ("own", "Frame, signed", totals["frame_bytes"], ""),
         ("", "The same as JSON, unsigned", totals["json_bytes"], "frame_bytes"),
@@ -167,7 +169,7 @@ def _bytes(report: Report) -> str:
     top = max(value for _, _, value, _ in bars)
     out = []
     for kind, name, value, against in bars:
-        ratio = f" &nbsp;{value / totals['frame_bytes']:.1f}&times;" if against else ""
+        ratio = f" &nbsp;{value / own:.1f}&times;" if against and own else ""
         out.append(
             f"<span>{name}</span>"
             f'<div class="bar {kind}"><i style="width:calc((100% - 8.5em)*{value / top:.4f})"></i>'
