@@ -135,6 +135,7 @@ class Agent:
         self._closing = ""  # why we are closing the session ourselves
         self._stopping = False
         self._sensor_done = False
+        self._final: dict[str, Any] | None = None  # the status when the journal was closed
 
     # -- for callers -------------------------------------------------------------------
 
@@ -172,9 +173,14 @@ class Agent:
         self._perform(self.core.feedback(outcome_id, result, label, now, key))
 
     def status(self) -> "dict[str, Any]":
-        """The core's status, the journal's statistics and the egress account."""
+        """The core's status, the journal's statistics and the egress account.
+
+        After `run` has ended: as they were at the end.
+        """
+        if self._final is not None:
+            return self._final
         out = self.core.status()
-        out["journal_stats"] = self.journal.stats()
+        out["journal_stats"] = self.journal.stats(self._now() // 1000)
         out["egress"] = {kind: list(self.egress.totals[kind]) for kind in self.egress.totals}
         return out
 
@@ -223,6 +229,7 @@ class Agent:
         except EdgeError:
             pass
         self._save_egress()
+        self._final = self.status()
         self.journal.close()
 
     def _cancel(self, task: "Any") -> None:

@@ -5,17 +5,9 @@ window becomes one outcome in steps, each started by the answer to the one befor
 
     on_window --Infer--> output --distil, seal--> Append --> Sync --> delivery
 
-so "published only after it was synced" is a transition: `delivery.on_durable` is called
+`intake.py` takes an outcome to the journal, `delivery.py` from there to the gateway. That
+"published only after it was synced" holds is a transition: `delivery.on_durable` is called
 with the refs that a Sync returned and by nothing else.
-
-    draft       state kept here     left by
-    waiting     _queue              Append emitted; at most one Append is under way,
-                                    because its sequence number is the next one
-    appended    _unsynced           Sync emitted: batch full, batch_ms old, or urgent
-    syncing     _syncing            Sync done: handed to delivery; Sync failed: back to
-                                    _unsynced, retried with a growing pause
-    coalesced   (gone)              a newer outcome of its label took its place and number
-                                    while it was still unsynced
 
 A new journal id (Mint) is asked for when delivery sees that a twin used ours. Drafts
 wait until it is there; what is unsynced is synced first, under the old id.
@@ -29,9 +21,10 @@ with the journal's state only, because an old ack fails on its nonce.
 from edge_agent import frame, outcome
 from edge_agent.config import REMOTE
 from edge_agent.delivery import Delivery
-from edge_agent.effects import Append, Committed, Event, Handle, Ids, Infer, Mint, Persist, Sync
-from edge_agent.errors import ConfigError, EdgeError, FrameError, JournalFull
+from edge_agent.effects import Event, Handle, Ids, Infer, Mint, Persist
+from edge_agent.errors import ConfigError, EdgeError, FrameError
 from edge_agent.features import Features
+from edge_agent.intake import Draft, Intake
 from edge_agent.interfaces import utc_plausible
 
 TYPE_CHECKING = False
@@ -43,27 +36,7 @@ if TYPE_CHECKING:
     from edge_agent.effects import JournalFacts
     from edge_agent.interfaces import ModelOutput, Window
 
-QUEUE_MAX = 16  # drafts waiting for their Append
 INFER_MAX = 4  # windows under way through the model
-RETRY_MS = 2000  # after an append failed for another reason than a full journal
-SYNC_RETRY_MS = 1000
-SYNC_RETRY_CAP_MS = 60000
-
-
-class Draft:
-    """An outcome on its way into the journal."""
-
-    __slots__ = ("coalesce", "frame", "key", "label", "message", "priority", "seq", "ttl_s")
-
-    def __init__(self, message: "Any", priority: int, ttl_s: int, coalesce: bool, key: str) -> None:
-        self.message = message  # frame.OutcomeRecord, journal and seq not yet filled in
-        self.priority = priority
-        self.ttl_s = ttl_s
-        self.coalesce = coalesce
-        self.label = message.outcome.label
-        self.key = key
-        self.seq = 0
-        self.frame = b""
 
 
 class AgentCore:
@@ -92,30 +65,21 @@ class AgentCore:
         self._keyring = frame.Keyring(keys)
         self._model_id = model_id
         self._version = version
-        self._ledger = ledger
         self.ids = Ids()
+        self.intake = Intake(
+            settings, self.ids, keys, facts.journal, facts.next_seq, self._note, ledger
+        )
         self.delivery = Delivery(settings, self.ids, rand, facts, self._hello, frame.reason_name)
         self.counters: dict[str, int] = {}
         self.boxes: dict[int, int] = {}  # box type -> number received
         self.counter = facts.counter
         self.cfg_version = facts.cfg_version
-        self.journal = facts.journal
-        self.next_seq: int = facts.next_seq
         self.boot = facts.boot
         self._features = Features(domain.features)
         self._priority, self._coalesce = self._tables()
         self._board_utc_offset: int | None = None  # seconds
         self._pending: dict[int, tuple[str, Any]] = {}
-        self._queue: list[Draft] = []
-        self._appending = False
-        self._append_at = 0
-        self._minting = False
-        self._unsynced: list[Draft] = []
-        self._syncing: list[Draft] = []
-        self._sync_at = 0
-        self._sync_fails = 0
         self._started = False
-        self._stopping = False
         self._seen_ms = 0
         self._stalled = False
         self._last_label: int | None = None
@@ -130,15 +94,19 @@ class AgentCore:
             out,
             "info",
             "started",
-            {"boot": self.boot, "journal": self.journal.hex(), "next_seq": self.next_seq},
+            {
+                "boot": self.boot,
+                "journal": self.intake.journal.hex(),
+                "next_seq": self.intake.next_seq,
+            },
         )
         return out + self.delivery.start(now_ms)
 
     def stop(self, now_ms: int) -> "list[Any]":
         """Make durable what is there, say goodbye to the broker."""
-        self._stopping = True
-        out = self._advance(now_ms)
-        self._flush(now_ms, out)
+        self.intake.stopping = True
+        out = self.intake.advance(now_ms)
+        self.intake.flush(out)
         return out + self.delivery.stop(now_ms)
 
     def on_clock(self, utc_s: int, now_ms: int) -> None:
@@ -184,7 +152,7 @@ class AgentCore:
         self._seen_ms = -1
         out: list[Any] = []
         self._tell(out, "info", "sensor-ended", {"windows": self.counters.get("windows", 0)})
-        self._flush(now_ms, out)
+        self.intake.flush(out)
         return out
 
     def feedback(
@@ -200,21 +168,23 @@ class AgentCore:
             raise ValueError("result %d or label %d is not in the domain" % (result, label))
         self._count("feedback")
         said = outcome.feedback(outcome_id, label, result)
-        return self._record(said, (), key, now_ms, self.utc_s(now_ms))
+        return self._record(said, key, now_ms, self.utc_s(now_ms), now_ms)
 
     def on_done(self, effect_id: int, result: "Any", now_ms: int) -> "list[Any]":
         """The driver has performed an effect that has an answer. Unknown ids: ignored."""
         if self.delivery.owns(effect_id):
             return self._after_delivery(self.delivery.on_done(effect_id, result, now_ms), now_ms)
+        if self.intake.owns(effect_id):
+            out, refs = self.intake.on_done(effect_id, result, now_ms)
+            if refs:
+                self._count("synced", len(refs))
+                out.extend(self.delivery.on_durable(refs, now_ms))
+            return self._after_delivery(out, now_ms)
         if effect_id not in self._pending:
             return []
         what, detail = self._pending.pop(effect_id)
         if what == "infer":
             return self._inferred(result, detail, now_ms)
-        if what == "append":
-            return self._appended(detail, result, now_ms)
-        if what == "sync":
-            return self._synced(result, now_ms)
         if what == "mint":
             return self._minted(result, now_ms)
         return self._persisted(detail[0], now_ms)
@@ -223,33 +193,18 @@ class AgentCore:
         """The driver could not perform an effect."""
         if self.delivery.owns(effect_id):
             return self._after_delivery(self.delivery.on_error(effect_id, error, now_ms), now_ms)
-        if effect_id not in self._pending:
-            return []
-        what, detail = self._pending.pop(effect_id)
         out: list[Any] = []
+        if self.intake.owns(effect_id):
+            out, ask = self.intake.on_error(effect_id, error, now_ms)
+            return out + self.delivery.resurvey(now_ms) if ask else out
+        if effect_id not in self._pending:
+            return out
+        what, detail = self._pending.pop(effect_id)
         fields = {"error": str(error)}
         if what == "infer":
             self._note(out, "error", "model-error", fields)
-        elif what == "append":
-            self._appending = False
-            if isinstance(error, JournalFull):
-                self._note(out, "error", "journal-full", fields)
-            else:
-                self._note(out, "error", "append-failed", fields)
-                self._queue.insert(0, detail)
-                self._append_at = now_ms + RETRY_MS
-                # Perhaps the journal goes on under another id, which the survey will tell.
-                out.extend(self.delivery.resurvey(now_ms))
-        elif what == "sync":
-            self._unsynced = self._syncing + self._unsynced
-            self._syncing = []
-            self._sync_at = now_ms + min(
-                SYNC_RETRY_MS << min(self._sync_fails, 6), SYNC_RETRY_CAP_MS
-            )
-            self._sync_fails += 1
-            self._note(out, "error", "sync-failed", fields)
         elif what == "mint":
-            self._minting = False
+            self.intake.hold = False
             self._note(out, "error", "mint-failed", fields)
         else:
             # Not acted on, so it may come again.
@@ -310,28 +265,23 @@ class AgentCore:
         if watched and silent_ms >= stall_ms:
             self._stalled = True
             self._note(out, "error", "sensor-stalled", {"silent_ms": silent_ms})
-        if self._unsynced and not self._syncing and now_ms >= self._sync_at:
-            self._flush(now_ms, out)
+        out.extend(self.intake.on_tick(now_ms))
         out.extend(self.delivery.on_tick(now_ms))
         return self._after_delivery(out, now_ms)
 
     def next_wake(self) -> "int | None":
         """When to call on_tick at the latest, in uptime ms; None: no need."""
-        times = []
+        times = self.intake.wakes()
         wake = self.delivery.next_wake()
         if wake is not None:
             times.append(wake)
-        if self._unsynced and not self._syncing:
-            times.append(self._sync_at)
-        if self._queue and not self._appending and not self._minting:
-            times.append(self._append_at)
         if self.settings.stall_s and self._seen_ms >= 0 and not self._stalled:
             times.append(self._seen_ms + 1000 * self.settings.stall_s)
         return min(times) if times else None
 
     def drained(self) -> bool:
         """Nothing is left to make durable or to bring to the gateway."""
-        if self._queue or self._unsynced or self._syncing or self._appending or self._minting:
+        if self.intake.busy() or self.intake.hold:
             return False
         if any(p[0] == "infer" for p in self._pending.values()):
             return False
@@ -341,11 +291,12 @@ class AgentCore:
         """What the command line shows: plain values only."""
         return {
             "agent": self.settings.agent.hex(),
-            "journal": self.journal.hex(),
+            "journal": self.intake.journal.hex(),
             "boot": self.boot,
-            "next_seq": self.next_seq,
-            "queued": len(self._queue),
-            "unsynced": len(self._unsynced) + len(self._syncing),
+            "next_seq": self.intake.next_seq,
+            "queued": self.intake.queued(),
+            "unsynced": self.intake.unsynced(),
+            "coalesced": self.intake.coalesced,
             "down_counter": self.counter,
             "cfg_version": self.cfg_version,
             "last_label": None
@@ -371,150 +322,43 @@ class AgentCore:
             return out
         self._count("outcomes")
         self._last_label = said.label
-        return self._record(said, tags, key, at_ms, utc_s, now_ms)
+        return self._record(said, key, at_ms, utc_s, now_ms)
 
-    def _record(
-        self,
-        said: "Any",
-        tags: "Any",
-        key: str,
-        at_ms: int,
-        utc_s: int,
-        now_ms: "int | None" = None,
-    ) -> "list[Any]":
-        out: list[Any] = []
-        if len(self._queue) >= QUEUE_MAX:
-            self._note(out, "error", "queue-full", {})
-            return out
+    def _record(self, said: "Any", key: str, at_ms: int, utc_s: int, now_ms: int) -> "list[Any]":
         print_ = None if said.vector is None else self.domain.fingerprint(said.vector)
         record = frame.OutcomeRecord(b"", 0, self.boot, at_ms, utc_s, self.domain.id, said, print_)
         judged = said.about is not None
         priority = 1 if judged else self._priority[said.label]
         coalesce = not judged and said.label in self._coalesce
-        self._queue.append(Draft(record, priority, self.settings.ttl_s, coalesce, key))
-        return out + self._advance(at_ms if now_ms is None else now_ms)
-
-    def _advance(self, now_ms: int) -> "list[Any]":
-        """Append the next draft, if none is under way."""
-        out: list[Any] = []
-        while self._may_append(now_ms):
-            draft = self._queue.pop(0)
-            draft.seq = self._seq_for(draft)
-            message = draft.message
-            record = frame.OutcomeRecord(
-                self.journal,
-                draft.seq,
-                message.boot,
-                message.uptime_ms,
-                message.utc_s,
-                message.domain_id,
-                message.outcome,
-                message.fingerprint,
-            )
-            try:
-                draft.frame = frame.seal(
-                    self._keys,
-                    record,
-                    self.settings.encrypt,
-                    self.settings.pad,
-                    self.settings.small,
-                )
-            except FrameError as error:
-                self._note(out, "error", "seal-" + error.reason, {"detail": error.detail})
-                continue
-            self._appending = True
-            out.append(
-                Append(
-                    self._new("append", draft),
-                    self.journal,
-                    draft.seq,
-                    draft.frame,
-                    draft.priority,
-                    draft.ttl_s,
-                    self._keys.generation,
-                )
-            )
-        return out
-
-    def _may_append(self, now_ms: int) -> bool:
-        if not self._queue or self._appending or self._minting:
-            return False
-        return now_ms >= self._append_at
-
-    def _seq_for(self, draft: Draft) -> int:
-        """The next number, or that of an unsynced outcome which this one replaces."""
-        if draft.coalesce:
-            for old in self._unsynced:
-                if old.coalesce and old.label == draft.label:
-                    seq: int = old.seq
-                    return seq
-        return self.next_seq
-
-    def _appended(self, draft: Draft, ref: "Any", now_ms: int) -> "list[Any]":
-        self._appending = False
-        out: list[Any] = []
-        if draft.seq < self.next_seq:
-            self._count("coalesced")
-            self._unsynced = [d for d in self._unsynced if d.seq != draft.seq]
-        else:
-            self.next_seq = draft.seq + 1
-        if not self._unsynced and not self._syncing and not self._sync_fails:
-            self._sync_at = now_ms + self.settings.batch_ms
-        self._unsynced.append(draft)
-        now_or_never = draft.priority == 0 or self.settings.sync == "every" or self._stopping
-        due = now_or_never or len(self._unsynced) >= self.settings.batch
-        if due and (not self._sync_fails or now_ms >= self._sync_at):
-            self._flush(now_ms, out)
-        return out + self._advance(now_ms)
-
-    def _flush(self, now_ms: int, out: "list[Any]") -> None:
-        if self._unsynced and not self._syncing:
-            self._syncing = self._unsynced
-            self._unsynced = []
-            out.append(Sync(self._new("sync")))
-
-    def _synced(self, refs: "list[Any]", now_ms: int) -> "list[Any]":
-        done, self._syncing = self._syncing, []
-        self._sync_fails = 0
-        self._count("synced", len(refs))
-        out: list[Any] = []
-        if self._ledger:
-            records = [(d.key, d.seq, d.frame) for d in done]
-            out.append(Committed(self.ids.next(), self.journal, records))
-        if self._unsynced:
-            self._sync_at = now_ms + self.settings.batch_ms
-        out.extend(self.delivery.on_durable(refs, now_ms))
-        return self._after_delivery(out, now_ms)
+        draft = Draft(record, priority, self.settings.ttl_s, coalesce, key)
+        return self.intake.add(draft, now_ms)
 
     # -- journal id --------------------------------------------------------------------
 
     def _after_delivery(self, out: "list[Any]", now_ms: int) -> "list[Any]":
         """What delivery may have learned: a twin, or that the journal has a new id."""
-        if self.delivery.twin is not None and not self._minting:
+        if self.delivery.twin is not None and not self.intake.hold:
             self.delivery.twin = None
-            self._minting = True
-            self._flush(now_ms, out)
+            self.intake.hold = True
+            self.intake.flush(out)
             out.append(Mint(self._new("mint")))
-        if self.delivery.facts.journal != self.journal and not self._minting:
-            self._adopt(self.delivery.facts, out)
-            out.extend(self._advance(now_ms))
-        elif self._may_append(now_ms):
-            out.extend(self._advance(now_ms))
+        facts = self.delivery.facts
+        if facts.journal != self.intake.journal and not self.intake.hold:
+            self._adopt(facts, out)
+        out.extend(self.intake.advance(now_ms))
         return out
 
     def _minted(self, facts: "JournalFacts", now_ms: int) -> "list[Any]":
         out: list[Any] = []
-        self._minting = False
+        self.intake.hold = False
         self._adopt(facts, out)
         out.extend(self.delivery.on_facts(facts, now_ms))
-        return out + self._advance(now_ms)
+        return out + self.intake.advance(now_ms)
 
     def _adopt(self, facts: "JournalFacts", out: "list[Any]") -> None:
-        self.journal = facts.journal
-        self.next_seq = facts.next_seq
-        self._append_at = 0
+        self.intake.adopt(facts.journal, facts.next_seq)
         self._count("journal-ids")
-        self._tell(out, "warning", "new-journal-id", {"journal": self.journal.hex()})
+        self._tell(out, "warning", "new-journal-id", {"journal": facts.journal.hex()})
 
     # -- messages ----------------------------------------------------------------------
 
