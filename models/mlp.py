@@ -60,10 +60,7 @@ def train(
     f = np.float32
     count = len(sizes) - 1
     net = Net(
-        [
-            rng.normal(0, np.sqrt(2 / a), (b, a)).astype(f)
-            for a, b in zip(sizes, sizes[1:], strict=False)
-        ],
+        [rng.normal(0, np.sqrt(2 / a), (b, a)).astype(f) for a, b in pairwise(sizes)],
         [np.zeros(b, f) for b in sizes[1:]],
     )
     parameters = net.weights + net.biases

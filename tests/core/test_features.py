@@ -87,7 +87,8 @@ class TestRaw(unittest.TestCase):
 class TestRefusals(unittest.TestCase):
     def refused(self, field, **changes):
         names = ("kind", "axes", "window", "hop", "offset", "mul", "shift")
-        fields = [changes.get(n, v) for n, v in zip(names, spec(axes=1))]
+        good = spec(axes=1)
+        fields = [changes.get(n, good[i]) for i, n in enumerate(names)]
         with self.assertRaises(ConfigError) as caught:
             Features(Spec(*fields))
         self.assertTrue(field in str(caught.exception), str(caught.exception))

@@ -1,0 +1,58 @@
+"""Sensors of Linux machines: a recording, lines of text, or an IIO device.
+
+`open_sensor` makes one from the "sensor" section of the configuration:
+
+    {"kind": "replay", "path": "watch_replay.bin", "person": 4, ...}   see replay.py
+    {"kind": "csv", "path": "-", ...}                                  see csv_lines.py
+    {"kind": "iio", "device": "bmi160", ...}                           see iio.py
+
+Window length, hop and number of axes come from the domain, so that sensor and model
+always agree. Every sensor raises SensorError when it cannot be opened or has stopped, and
+may be read again afterwards: it then tries to go on.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from edge_agent.config import Config
+from edge_agent.cpython.sensors.common import Fields
+from edge_agent.cpython.sensors.csv_lines import CsvSensor
+from edge_agent.cpython.sensors.iio import IioSensor
+from edge_agent.cpython.sensors.replay import ReplaySensor
+from edge_agent.cpython.signer import HostCrypto
+from edge_agent.domain import Domain
+from edge_agent.errors import ConfigError
+from edge_agent.interfaces import Sensor
+
+__all__ = ["CsvSensor", "IioSensor", "ReplaySensor", "open_sensor"]
+
+_KINDS = {"replay": ReplaySensor, "csv": CsvSensor, "iio": IioSensor}
+
+
+def open_sensor(settings: "Config | dict[str, Any]", domain: Domain | None = None) -> Sensor:
+    """The sensor that a configuration, or its "sensor" section, describes.
+
+    domain: gives window, hop, axes and the numbers of tags; with a Config it is read from
+    the file named there when absent. ConfigError names a wrong field, SensorError says
+    what the sensor lacks.
+    """
+    if isinstance(settings, Config):
+        if domain is None and settings.domain:
+            domain = Domain.load(Path(settings.domain).read_bytes(), HostCrypto())
+        settings = settings.sensor
+    if domain is None:
+        raise ConfigError(
+            "the sensor needs the domain's window length",
+            "domain",
+            "Name the domain file in the configuration",
+        )
+    kind = settings.get("kind")
+    make = _KINDS.get(kind) if isinstance(kind, str) else None
+    if make is None:
+        raise ConfigError(
+            f"unknown kind of sensor {kind!r}", "sensor.kind", "Use one of " + ", ".join(_KINDS)
+        )
+    fields = Fields(settings)
+    sensor: Sensor = make(fields, domain)
+    fields.finish()
+    return sensor
