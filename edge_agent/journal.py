@@ -3,8 +3,8 @@
 Records wait in RAM until `sync`; what `sync` returned is durable. Each priority has
 its own chain of segments (`segment.py`), the quarantine is a fourth. A record is held
 until `free` names its journal id and seq; a segment goes when all its records are
-freed, or when the quota drops it. Everything else that must outlive a power cut is in
-the state (`journal_state.py`), which is saved
+freed, or when the quota drops it (`journal_quota.py`). Everything else that must
+outlive a power cut is in the state (`journal_state.py`), which is saved
 
 - when a segment is begun, before its first byte is written;
 - when a segment goes, before its file is removed;
@@ -14,100 +14,51 @@ Frees that were not saved yet are forgotten in a power cut: those records are se
 again and found duplicates. A seq is given to one frame only, for ever: see
 `journal_start.py` for how that survives damage.
 
-When a write fails (a full disk, say) the batch stays in RAM. What may have landed of
-it is not believed: the segment ends at its last good record, and the next `sync`
-writes the batch to a new one.
+When a write fails (a full disk, say) the batch stays in RAM and `sync` may be called
+again: see `journal_log.py`.
 """
 
-from array import array
 from collections import namedtuple
 
-from edge_agent.errors import ConfigError, JournalError, JournalFull, StoreError
+from edge_agent.errors import JournalError, JournalFull, StoreError
 from edge_agent.interfaces import Entropy, Store
-from edge_agent.journal_start import BOOT_JUMP, settle, start
-from edge_agent.journal_state import (
-    COALESCED,
-    EXPIRED,
-    FULL,
-    MAX_SEGMENTS,
-    QUOTA,
-    REFUSED,
-    State,
-    save,
-)
+from edge_agent.journal_log import Log
+from edge_agent.journal_quota import DROP_OLDEST, PRIORITIES, Entry, Quota
+from edge_agent.journal_start import settle
+from edge_agent.journal_state import COALESCED, EXPIRED, FULL, QUOTA, REFUSED
 from edge_agent.segment import (
-    DAMAGED,
-    FIRST,
     HEADER_BYTES,
-    MAX_BODY,
     MAX_FRAME,
-    MIN_RECORD,
     QUARANTINE,
     QUARANTINE_BYTES,
     RECORD_BYTES,
-    SEALED,
-    Header,
     Record,
     Segment,
-    pack_header,
-    pack_mark,
-    pack_record,
-    parse_name,
     read_record,
     walk,
 )
 
-PRIORITIES = 3
 MAX_BATCH = 64  # records in RAM
-FREES_PER_SAVE = 32
-BAD_KEPT = 2  # damaged segments kept for a look
-MAX_INDEXES = 4  # segments whose seqs are kept in RAM, 4 bytes a record
-DROP_OLDEST = "drop-oldest"
-DROP_NEW = "drop-new"
-_WRITE = 2048  # bytes handed to the store at a time
-_NO_SPACE = (28, 122)  # ENOSPC, EDQUOT
 _NEVER = 0xFFFFFFFF
 
 # Where a record is. length: of the frame.  segment: 0 while it is in RAM only.
 Ref = namedtuple("Ref", ("journal", "seq", "priority", "segment", "offset", "length"))
 
-_Entry = namedtuple("_Entry", ("seq", "body", "priority", "ttl", "stamp", "generation", "journal"))
-
 
 class Journal:
     """Use `Journal.open`. One user at a time; nothing here waits."""
 
-    def __init__(
-        self,
-        store: Store,
-        entropy: Entropy,
-        segment_bytes: int,
-        max_segments: int,
-        reserve: "tuple[int, ...]",
-        policy: "tuple[str, ...]",
-        quarantine_segments: int,
-    ) -> None:
+    def __init__(self, store: Store, entropy: Entropy, quota: Quota) -> None:
         self._store = store
         self._entropy = entropy
-        self._segment_bytes = segment_bytes
-        self._quarantine_segments = quarantine_segments
-        self._data_max = max_segments - quarantine_segments - BAD_KEPT
-        self._reserve = reserve
-        self._policy = policy
-        self._batch: list[_Entry] = []
+        self._quota = quota
+        self._log = Log(store, quota)
+        self._s = self._log.state
+        self._base = self._log.age
+        self._batch: list[Entry] = []
         self._done: list[Ref] = []  # durable, not yet returned by sync
-        self._frees = 0
-        self._saved = False
-        self._dropped: list[str] = []  # names that the quota, not an ack, took
-        self._indexed: list[Segment] = []
-        self._floors: dict[bytes, tuple[int, int]] = {}
-        jump = 24 * segment_bytes // MIN_RECORD
-        self._s, self._slot, touched = start(store, jump)
-        self._base = self._age = self._s.age
-        # What an earlier process wrote but did not sync may be in a cache only.
-        for name in touched:
-            store.sync(name)
-        self._ids: list[bytes] = []
+        self._log.boot(entropy)
+        self._ids = [self._s.journal]  # of this run, newest first
 
     @classmethod
     def open(
@@ -126,47 +77,11 @@ class Journal:
         damaged segments included.  reserve: per priority, segments that the others
         cannot take.  policy: per priority, what happens when there is no room.
 
-        ConfigError; StoreError when the store cannot be used (a full one can: see
-        `sync`); JournalError when a newer version wrote the journal.
+        ConfigError; StoreError when the store cannot be used (a full one can: only
+        `sync` fails then); JournalError when a newer version wrote the journal.
         """
-        if not 1024 <= segment_bytes <= 1 << 20:
-            raise ConfigError("must be 1024 to 1048576", "journal.segment_bytes")
-        if len(reserve) != PRIORITIES or min(reserve) < 0:
-            raise ConfigError("needs three numbers", "journal.reserve")
-        if len(policy) != PRIORITIES:
-            raise ConfigError("needs three policies", "journal.policy")
-        for p in policy:
-            if p not in (DROP_OLDEST, DROP_NEW):
-                raise ConfigError("must be drop-oldest or drop-new", "journal.policy")
-        if quarantine_segments < 1:
-            raise ConfigError("must be at least 1", "journal.quarantine_segments")
-        least = sum(reserve) + PRIORITIES + quarantine_segments + BAD_KEPT
-        if not least <= max_segments <= MAX_SEGMENTS:
-            raise ConfigError(
-                "must be %d to %d with these reserves" % (least, MAX_SEGMENTS),
-                "journal.max_segments",
-            )
-        journal = cls(
-            store, entropy, segment_bytes, max_segments, reserve, policy, quarantine_segments
-        )
-        journal._boot()
-        return journal
-
-    def _boot(self) -> None:
-        s = self._s
-        s.boot += 1
-        if s.doubt or not s.minted:
-            self._new_id()
-        self._ids = [s.journal]
-        self._floors = self._floors_now()
-        self._clear_empty()
-        try:
-            self._sweep()
-            self.save()
-        except StoreError as error:
-            # A full disk must not keep the backlog from being delivered.
-            if error.code not in _NO_SPACE:
-                raise
+        quota = Quota(segment_bytes, max_segments, reserve, policy, quarantine_segments)
+        return cls(store, entropy, quota)
 
     # -- what it knows ------------------------------------------------------
 
@@ -228,26 +143,16 @@ class Journal:
         No record below the floor will ever be sent again: it follows the saved state,
         not frees that a power cut would undo.
         """
-        now = self._floors_now()
-        out: list[tuple[bytes, int, int]] = []
-        for journal in [self._s.journal] + sorted(set(now) | set(self._floors)):
-            if out and journal == self._s.journal:
-                continue
-            floor, following = now.get(journal, (_NEVER, 0))
-            saved = self._floors.get(journal, (_NEVER, 0))
-            if journal == self._s.journal:
-                following = self._s.next_seq
-            out.append((journal, min(floor, saved[0]), max(following, saved[1])))
-        return out
-
-    def _floors_now(self) -> "dict[bytes, tuple[int, int]]":
-        floors = {self._s.journal: (self._s.next_seq, self._s.next_seq)}
-        pairs = [(s.journal, s.floor(), s.last + 1) for s in self._s.segments() if s.pending]
-        pairs += [(e.journal, e.seq, e.seq + 1) for e in self._batch]
-        for journal, floor, following in pairs:
+        floors = self._log.floors_now()
+        entries = [(e.journal, (e.seq, e.seq + 1)) for e in self._batch]
+        for journal, (floor, following) in list(self._log.floors.items()) + entries:
             old = floors.get(journal, (_NEVER, 0))
             floors[journal] = (min(old[0], floor), max(old[1], following))
-        return floors
+        current = self._s.journal
+        out = [(current, floors.pop(current)[0], self._s.next_seq)]
+        for journal in sorted(floors):
+            out.append((journal, floors[journal][0], floors[journal][1]))
+        return out
 
     def oldest_generation(self) -> "int | None":
         """The oldest key generation that a held record may have; None when none is held."""
@@ -260,21 +165,18 @@ class Journal:
         self._tick(uptime_s)
         s = self._s
         pending = [sum([g.pending for g in s.chains[p]]) for p in range(PRIORITIES)]
+        stamps = [self._log.age]
         for e in self._batch:
             pending[e.priority] += 1
-        oldest = self._age
+            stamps.append(e.stamp)
         for p in range(PRIORITIES):
-            for record in self._pending(p):
-                oldest = min(oldest, record.stamp)
-                break
-        for e in self._batch:
-            oldest = min(oldest, e.stamp)
+            stamps += self._oldest_stamp(p)
         return {
             "pending": pending,
             "unsynced": len(self._batch),
             "bytes": sum([g.length for chain in s.chains for g in chain]),
             "segments": [len(chain) for chain in s.chains],
-            "oldest_s": self._age - oldest,
+            "oldest_s": self._log.age - min(stamps),
             "drops": self.drops,
             "quarantined": sum([g.count for g in s.chains[QUARANTINE]]),
             "corrupt": s.corrupt,
@@ -284,6 +186,14 @@ class Journal:
             "boot": s.boot,
             "next_seq": s.next_seq,
         }
+
+    def _oldest_stamp(self, priority: int) -> "list[int]":
+        for g in self._s.chains[priority]:
+            if g.pending:
+                for r in walk(self._store, g, g.skip or HEADER_BYTES, g.length):
+                    if r is not None and not g.is_freed(r.seq):
+                        return [r.stamp]
+        return []
 
     # -- in -----------------------------------------------------------------
 
@@ -301,7 +211,7 @@ class Journal:
 
         seq: `next_seq`, or that of a record still in the batch, which is then replaced.
         ttl_s: 0 = for ever.  journal: the id the frame was sealed under, when that may
-        be the one before the last `mint`.
+        be one from before the last `mint`.
 
         JournalFull when there is no room and the policy keeps what is old, or when the
         batch is full because `sync` fails; the seq stays free. JournalError when the
@@ -317,31 +227,34 @@ class Journal:
             journal = s.journal
         elif journal not in self._ids:
             raise JournalError("an unknown journal id", "journal")
-        entry = _Entry(seq, bytes(frame), priority, ttl_s, self._age, generation, journal)
-        batch = [e for e in self._batch if e.seq != seq]
-        known = len(batch) < len(self._batch)
-        if not known and seq != s.next_seq:
-            raise JournalError(
-                "seq %d is durable already or out of order, next is %d" % (seq, s.next_seq),
-                "journal",
-            )
         if s.next_seq >= _NEVER:
             raise JournalError("sequence numbers are used up", "journal", "Reformat the flash")
-        batch.append(entry)
-        batch.sort(key=lambda e: e.seq)
-        if len(batch) > MAX_BATCH or not self._feasible(batch):
+        entry = Entry(seq, bytes(frame), priority, ttl_s, self._log.age, generation, journal)
+        batch = list(self._batch)
+        if seq == s.next_seq:
+            batch.append(entry)
+        else:
+            for i in range(len(batch)):
+                if batch[i].seq == seq:
+                    batch[i] = entry
+                    break
+            else:
+                raise JournalError(
+                    "seq %d is durable already or out of order, next is %d" % (seq, s.next_seq),
+                    "journal",
+                )
+        if len(batch) > MAX_BATCH or not self._quota.feasible(s.chains, batch, priority):
             s.drop(FULL, 1)
             raise JournalFull(
                 "no room for priority %d" % priority,
                 "journal",
-                "Nothing that was taken before is lost; deliver the backlog or raise "
-                "journal.max_segments",
+                "Nothing taken before is lost; deliver the backlog or raise journal.max_segments",
             )
-        self._batch = batch
-        if known:
+        if len(batch) == len(self._batch):
             s.drop(COALESCED, 1)
         else:
             s.next_seq = seq + 1
+        self._batch = batch
         return Ref(journal, seq, priority, 0, 0, len(frame))
 
     def sync(self, uptime_s: int = 0) -> "list[Ref]":
@@ -349,289 +262,57 @@ class Journal:
 
         On StoreError the rest of the batch stays in RAM: call again. A record may
         already be durable then; the next successful call returns its ref as well.
+        When more important records of the same batch took the last room, the others are
+        dropped by the quota, counted, and have no ref.
         """
         self._tick(uptime_s)
-        if self._batch and not self._saved:
-            self.save()
+        if self._batch and not self._log.saved:
+            self._log.save()
         for priority in range(PRIORITIES):
             while True:
                 entries = [e for e in self._batch if e.priority == priority]
                 if not entries:
                     break
-                segment = self._writable(priority, entries[0])
-                room = self._segment_bytes - max(segment.length, HEADER_BYTES)
+                waiting = [e.priority for e in self._batch]
+                try:
+                    segment = self._log.writable(priority, entries[0], waiting)
+                except JournalFull:
+                    for e in entries:
+                        self._s.drop(QUOTA, 1, e.seq, e.seq)
+                    self._batch = [e for e in self._batch if e.priority != priority]
+                    self._log.try_save()
+                    break
+                room = self._quota.segment_bytes - max(segment.length, HEADER_BYTES)
                 take = []
                 for e in entries:
                     room -= RECORD_BYTES + len(e.body)
                     if room < 0 or e.journal != segment.journal:
                         break
                     take.append(e)
-                self._done += self._write(segment, take)
+                for r in self._log.write(segment, take):
+                    self._done.append(self._ref(segment, r))
                 last = take[-1].seq
                 self._batch = [e for e in self._batch if e.priority != priority or e.seq > last]
         done = sorted(self._done, key=lambda ref: ref.seq)
         self._done = []
         return done
 
-    def _writable(self, chain: int, entry: _Entry) -> Segment:
-        """The segment that takes the entry; a new one when it does not fit."""
-        head = self._head(chain)
-        if head is not None and head.journal == entry.journal:
-            used = max(head.length, HEADER_BYTES) + RECORD_BYTES + len(entry.body)
-            if used <= self._segment_bytes:
-                if not head.announced:
-                    self.save()
-                return head
-        if head is not None:
-            head.flags |= SEALED
-        self._clear_empty()
-        self._make_room(chain)
-        s = self._s
-        segment = Segment(chain, s.next_number[chain], entry.journal)
-        s.next_number[chain] += 1
-        s.chains[chain].append(segment)
-        self.save()
-        return segment
-
-    def _head(self, chain: int) -> "Segment | None":
-        segments = self._s.chains[chain]
-        if segments and not segments[-1].sealed:
-            return segments[-1]
-        return None
-
-    def _write(self, segment: Segment, entries: "list[_Entry]") -> "list[Ref]":
-        """Write and sync records; on failure nothing of them is believed."""
-        s = self._s
-        fresh = segment.length == 0
-        out = bytearray()
-        offset = segment.length
-        if fresh:
-            chain = s.chains[segment.chain]
-            before = chain[-2].length if len(chain) > 1 else 0
-            out += pack_header(
-                Header(
-                    segment.chain,
-                    segment.journal,
-                    segment.number,
-                    s.next_seq,
-                    s.boot,
-                    self._age,
-                    s.counter,
-                    before,
-                )
-            )
-            offset = HEADER_BYTES
-        records: list[Record] = []
-        flags = FIRST
-        begun = not fresh
-        # Sealed unless the sync returns: a failed write leaves an unknown tail.
-        segment.flags |= SEALED
-        try:
-            for e in entries:
-                index = segment.next_index + len(records)
-                out += pack_record(
-                    segment.seed, e.seq, e.stamp, e.ttl, index, e.generation, flags, e.body
-                )
-                records.append(
-                    Record(offset, len(e.body), e.seq, e.stamp, e.ttl, index, e.generation, flags)
-                )
-                flags = 0
-                offset += RECORD_BYTES + len(e.body)
-                if len(out) >= _WRITE or e is entries[-1]:
-                    if begun:
-                        self._store.append(segment.name, bytes(out))
-                    else:
-                        self._store.write(segment.name, bytes(out))
-                    begun = True
-                    out = bytearray()
-            self._store.sync(segment.name)
-        except StoreError:
-            if fresh:
-                segment.flags &= ~SEALED  # it is written anew, from its first byte
-            raise
-        segment.flags &= ~SEALED
-        refs = []
-        for r in records:
-            segment.add(r)
-            refs.append(
-                Ref(segment.journal, r.seq, segment.chain, segment.number, r.offset, r.length)
-            )
-        return refs
-
-    # -- room ---------------------------------------------------------------
-
-    def _feasible(self, batch: "list[_Entry]") -> bool:
-        """Whether the whole batch will find room when it is synced."""
-        s = self._s
-        total = len(s.segments())
-        if total + len(batch) + sum(self._reserve) <= self._data_max:
-            return True
-        counts = []
-        need = []
-        for p in range(PRIORITIES):
-            entries = [e for e in batch if e.priority == p]
-            used = [g for g in s.chains[p] if g.pending]
-            head = self._head(p)
-            counts.append(len(used) + (1 if head and entries and not head.pending else 0))
-            room = self._segment_bytes - max(head.length, HEADER_BYTES) if head else 0
-            journal = head.journal if head else b""
-            rolls = 0
-            for e in entries:
-                size = RECORD_BYTES + len(e.body)
-                if size > room or e.journal != journal:
-                    rolls += 1
-                    room = self._segment_bytes - HEADER_BYTES
-                    journal = e.journal
-                room -= size
-            need.append(rolls)
-        for p in range(PRIORITIES):
-            for _ in range(need[p]):
-                victim = self._choose(p, counts)
-                while victim is not None and victim >= 0:
-                    counts[victim] -= 1
-                    victim = self._choose(p, counts)
-                if victim is None:
-                    return False
-                counts[p] += 1
-        return True
-
-    def _choose(self, priority: int, counts: "list[int]") -> "int | None":
-        """Who gives way to a new segment: a priority, -1 = there is room, None = nobody."""
-        unmet = 0
-        for q in range(PRIORITIES):
-            if q != priority:
-                unmet += max(0, self._reserve[q] - counts[q])
-        if sum(counts) + 1 + unmet <= self._data_max:
-            return -1
-        if self._policy[priority] == DROP_NEW:
-            return None
-        for q in (2, 1):
-            if q > priority and counts[q] > self._reserve[q]:
-                return q
-        return priority if counts[priority] else None
-
-    def _make_room(self, chain: int) -> None:
-        s = self._s
-        if chain == QUARANTINE:
-            while len(s.chains[chain]) >= self._quarantine_segments:
-                oldest = s.chains[chain][0]
-                s.drop(REFUSED, oldest.count)
-                self._dispose(oldest)
-            return
-        waiting = [e.priority for e in self._batch]
-        for segment in s.segments():
-            # A head whose records are all freed is kept open only while there is room.
-            if not segment.pending and segment.chain not in waiting:
-                self._dispose(segment)
-        while True:
-            victim = self._choose(chain, [len(s.chains[p]) for p in range(PRIORITIES)])
-            if victim is None:
-                raise JournalFull("no room for priority %d" % chain, "journal")
-            if victim < 0:
-                return
-            oldest = s.chains[victim][0]
-            s.drop(QUOTA, oldest.pending, oldest.floor(), oldest.last)
-            self._dropped.append(oldest.name)
-            self._dispose(oldest)
-
-    def _clear_empty(self) -> bool:
-        found = False
-        for chain in self._s.chains:
-            for segment in list(chain):
-                if segment.sealed and not segment.pending:
-                    self._dispose(segment)
-                    found = True
-        return found
-
-    def _dispose(self, segment: Segment) -> None:
-        """Take a segment out; its file goes once the state without it is saved."""
-        s = self._s
-        s.chains[segment.chain].remove(segment)
-        if segment in self._indexed:
-            self._indexed.remove(segment)
-        aside = ""
-        if segment.flags & DAMAGED:
-            aside = "bad-%d" % s.next_bad
-            if s.next_bad > BAD_KEPT:
-                s.removing.append(("bad-%d" % (s.next_bad - BAD_KEPT), ""))
-            s.next_bad += 1
-        s.removing.append((segment.name, aside))
-
-    def _sweep(self) -> None:
-        """Remove or rename the files that the saved state no longer counts on."""
-        s = self._s
-        if not s.removing:
-            return
-        for name, aside in s.removing:
-            if self._store.size(name) < 0:
-                continue
-            if aside:
-                self._store.rename(name, aside)
-            else:
-                self._store.remove(name)
-        self._store.sync_names()
-        s.removing = []
-        self._dropped = []
-
-    def save(self) -> None:
-        """Save the state now. StoreError."""
-        try:
-            self._write_state()
-        except StoreError as error:
-            if error.code not in _NO_SPACE or not self._reclaim():
-                raise
-            self._write_state()
-        self._sweep()
-
-    def _write_state(self) -> None:
-        s = self._s
-        s.age = self._age
-        s.generation += 1
-        floors = self._floors_now()
-        save(self._store, s, 1 - self._slot)
-        self._slot = 1 - self._slot
-        self._floors = floors
-        self._frees = 0
-        self._saved = True
-        for chain in s.chains:
-            for segment in chain:
-                segment.announced = True
-
-    def _reclaim(self) -> bool:
-        """Free space on a full disk: replace segments that are to go by a few bytes."""
-        freed = False
-        for name, _ in self._s.removing:
-            parsed = parse_name(name)
-            if parsed is None or self._store.size(name) <= HEADER_BYTES:
-                continue
-            mark = pack_mark(parsed[0], parsed[1], name in self._dropped)
-            try:
-                self._store.write(name, mark)
-                self._store.sync(name)
-                freed = True
-            except StoreError:
-                pass
-        return freed
-
     # -- out ----------------------------------------------------------------
 
     def read(self, ref: Ref) -> bytes:
         """The frame of a durable record.
 
-        JournalError when it is not there any more. When it is damaged the segment is
-        set aside and counted (`stats`, `drops`); its other records stay deliverable.
+        JournalError when it is not there any more. When it is damaged its segment is
+        set aside and counted (`stats`, `drops`); the other records stay deliverable.
         """
-        for segment in self._s.chains[ref.priority]:
-            if segment.number == ref.segment:
-                break
-        else:
+        segment = self._log.find(ref.priority, ref.segment)
+        if segment is None:
             raise JournalError("record %d is not held" % ref.seq, "journal")
         seq, extra = ref.seq, 0
         if ref.priority == QUARANTINE:
             seq, extra = -1, QUARANTINE_BYTES
-        body = read_record(self._store, segment, ref.offset, ref.length + extra, seq)
+        body = self._log.body(segment, ref.offset, ref.length + extra, seq)
         if not body:
-            self._damaged(segment)
             raise JournalError(
                 "record %d is damaged" % ref.seq,
                 segment.name,
@@ -639,21 +320,9 @@ class Journal:
             )
         return body[extra:]
 
-    def _damaged(self, segment: Segment) -> None:
-        settle(self._store, self._s, segment)
-        if self._clear_empty():
-            self._try_save()
-
-    def _pending(self, priority: int) -> "list[Record]":
-        """The oldest record of a priority that is not freed, as a list of at most one."""
-        for segment in self._s.chains[priority]:
-            if segment.pending:
-                for record in walk(
-                    self._store, segment, segment.skip or HEADER_BYTES, segment.length
-                ):
-                    if record is not None and not segment.is_freed(record.seq):
-                        return [record]
-        return []
+    @staticmethod
+    def _ref(segment: Segment, r: Record) -> Ref:
+        return Ref(segment.journal, r.seq, segment.chain, segment.number, r.offset, r.length)
 
     def scan(
         self, priority: int, after: "Ref | None" = None, limit: int = 8, uptime_s: int = 0
@@ -669,8 +338,7 @@ class Journal:
                 break
             if segment.pending and (after is None or segment.number >= after.segment):
                 self._scan_segment(segment, after, limit, out)
-        if self._frees >= FREES_PER_SAVE or self._clear_empty():
-            self._try_save()
+        self._log.tidy()
         return out
 
     def _scan_segment(
@@ -693,13 +361,11 @@ class Journal:
                 continue
             leading = False
             seen += 1
-            if r.ttl and self._age - r.stamp >= r.ttl:
-                if self._free_in(segment, r.seq, r.seq):
+            if r.ttl and self._log.age - r.stamp >= r.ttl:
+                if self._log.free(segment, r.seq, r.seq):
                     self._s.drop(EXPIRED, 1, r.seq, r.seq)
                 continue
-            out.append(
-                Ref(segment.journal, r.seq, segment.chain, segment.number, r.offset, r.length)
-            )
+            out.append(self._ref(segment, r))
             if len(out) >= limit:
                 return
         if whole and seen != pending:
@@ -718,42 +384,15 @@ class Journal:
                 # it was restored from a copy, or there are two of it.
                 s.doubt = True
             for segment in s.segments():
-                if segment.journal != journal or not segment.pending:
-                    continue
-                if first <= segment.last and last >= segment.first:
-                    count += self._free_in(segment, first, last)
-        if self._clear_empty() or self._frees >= FREES_PER_SAVE:
-            self._try_save()
+                if (
+                    segment.journal == journal
+                    and segment.pending
+                    and first <= segment.last
+                    and last >= segment.first
+                ):
+                    count += self._log.free(segment, first, last)
+        self._log.tidy()
         return count
-
-    def _free_in(self, segment: Segment, first: int, last: int) -> int:
-        if segment.index is None and (first > segment.first or last < segment.last):
-            self._build_index(segment)
-        count = segment.free(first, last)
-        self._frees += count
-        return count
-
-    def _build_index(self, segment: Segment) -> None:
-        """Read the seqs of a segment into RAM, for the few that are being freed."""
-        for _ in range(2):
-            index = array("I")
-            for record in walk(self._store, segment, HEADER_BYTES, segment.length):
-                if record is not None:
-                    index.append(record.seq)
-            if len(index) == segment.count:
-                break
-            settle(self._store, self._s, segment)
-        segment.index = index
-        self._indexed.append(segment)
-        if len(self._indexed) > MAX_INDEXES:
-            self._indexed.pop(0).index = None
-
-    def _try_save(self) -> None:
-        """Save when possible: what is at stake is only that records are sent again."""
-        try:
-            self.save()
-        except StoreError:
-            self._frees = 0
 
     # -- quarantine ---------------------------------------------------------
 
@@ -766,11 +405,11 @@ class Journal:
         known = [(q.journal, q.seq) for q, _ in self.quarantined(_NEVER)]
         if (ref.journal, ref.seq) not in known:
             body = ref.journal + ref.seq.to_bytes(4, "big") + bytes([reason]) + frame
-            entry = _Entry(0, body, QUARANTINE, 0, self._age, 0, self._s.journal)
-            segment = self._writable(QUARANTINE, entry)
-            number = segment.last + 1
-            entry = _Entry(number, body, QUARANTINE, 0, self._age, 0, segment.journal)
-            self._write(segment, [entry])
+            entry = Entry(0, body, QUARANTINE, 0, self._log.age, 0, self._s.journal)
+            segment = self._log.writable(QUARANTINE, entry, [])
+            # In its chain it is known by a number of its own, so that seqs rise.
+            entry = Entry(segment.last + 1, body, QUARANTINE, 0, self._log.age, 0, self._s.journal)
+            self._log.write(segment, [entry])
         self.free(ref.journal, [(ref.seq, ref.seq)])
 
     def quarantined(self, limit: int = 32) -> "list[tuple[Ref, int]]":
@@ -796,7 +435,7 @@ class Journal:
         count = 0
         for segment in list(self._s.chains[QUARANTINE]):
             count += segment.count
-            self._dispose(segment)
+            self._log.dispose(segment)
         self._s.drop(REFUSED, count)
         self.save()
         return count
@@ -810,22 +449,18 @@ class Journal:
         """
         s = self._s
         old, doubt = s.journal, s.doubt
-        self._new_id()
+        self._log.new_id(self._entropy)
         try:
-            self.save()
+            self._log.save()
         except StoreError:
             s.journal, s.doubt = old, doubt
             raise
         self._ids = [s.journal] + self._ids[:3]
         return s.journal
 
-    def _new_id(self) -> None:
-        s = self._s
-        known = [g.journal for g in s.segments()] + [bytes(4), s.journal]
-        while s.journal in known:
-            s.journal = self._entropy.bytes(4)
-        s.doubt = False
-        s.minted += 1
+    def save(self) -> None:
+        """Save the state now. StoreError."""
+        self._log.save()
 
     def close(self) -> None:
         """Make everything durable and let go of the store. StoreError."""
@@ -837,16 +472,4 @@ class Journal:
             self._store.close()
 
     def _tick(self, uptime_s: int) -> None:
-        self._age = max(self._age, self._base + uptime_s)
-
-
-__all__ = (
-    "BOOT_JUMP",
-    "DROP_NEW",
-    "DROP_OLDEST",
-    "MAX_BATCH",
-    "MAX_BODY",
-    "Journal",
-    "Ref",
-    "State",
-)
+        self._log.age = max(self._log.age, self._base + uptime_s)

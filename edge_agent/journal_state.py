@@ -24,7 +24,6 @@ SLOTS = ("state0", "state1")
 MAX_STATE = 16384  # bytes; a larger state file is not ours
 MAX_STATE_RANGES = 256  # freed ranges in all that a saved state holds
 MAX_GONE = 8
-MAX_SEGMENTS = 240
 REASONS = 8  # counters; index 0 is not used
 
 # Why records were dropped.

@@ -112,18 +112,9 @@ def parse_header(data: bytes) -> "Header | None":
     return Header(f[2], f[4], f[5], f[6], f[7], f[8], f[9], f[10])
 
 
-def pack_record(
-    seed: int,
-    seq: int,
-    stamp: int,
-    ttl: int,
-    index: int,
-    generation: int,
-    flags: int,
-    body: bytes,
-) -> bytes:
-    rest = struct.pack(">IIIHBB", seq, stamp, ttl, index, generation, flags)
-    size = struct.pack(">H", len(body))
+def pack_record(seed: int, r: Record, body: bytes) -> bytes:
+    rest = struct.pack(">IIIHBB", r.seq, r.stamp, r.ttl, r.index, r.generation, r.flags)
+    size = struct.pack(">H", r.length)
     crc = binascii.crc32(body, binascii.crc32(rest, binascii.crc32(size, seed)))
     return size + struct.pack(">I", crc) + rest + body
 

@@ -1,0 +1,346 @@
+"""The journal's files: the state and the four chains of segments, kept in step.
+
+Three rules keep a power cut harmless:
+
+- a state that names a segment is durable before the segment's first byte is written;
+- a state without a segment is durable before its file is removed;
+- a segment ends at its last synced record when a write to it fails. What may have
+  landed behind that is never read, and the batch goes to a new segment.
+"""
+
+from array import array
+
+from edge_agent.errors import JournalFull, StoreError
+from edge_agent.interfaces import Entropy, Store
+from edge_agent.journal_quota import BAD_KEPT, PRIORITIES, Entry, Quota
+from edge_agent.journal_start import settle, start
+from edge_agent.journal_state import QUOTA, REFUSED, save
+from edge_agent.segment import (
+    DAMAGED,
+    FIRST,
+    HEADER_BYTES,
+    MIN_RECORD,
+    QUARANTINE,
+    RECORD_BYTES,
+    SEALED,
+    Header,
+    Record,
+    Segment,
+    pack_header,
+    pack_mark,
+    pack_record,
+    parse_name,
+    read_record,
+    walk,
+)
+
+FREES_PER_SAVE = 32
+MAX_INDEXES = 4  # segments whose seqs are kept in RAM, 4 bytes a record
+_WRITE = 2048  # bytes handed to the store at a time
+_NO_SPACE = (28, 122)  # ENOSPC, EDQUOT
+_NEVER = 0xFFFFFFFF
+
+
+class Log:
+    """`state` is what is known, in RAM; `save` makes it durable."""
+
+    def __init__(self, store: Store, quota: Quota) -> None:
+        self.store = store
+        self.quota = quota
+        self.age = 0  # seconds; lower bound of the time since the first boot
+        self.frees = 0  # since the last save
+        self.saved = False  # this boot
+        self.floors: dict[bytes, tuple[int, int]] = {}  # as of the last save
+        self._dropped: list[str] = []  # names that the quota, not an ack, took
+        self._indexed: list[Segment] = []
+        jump = 24 * quota.segment_bytes // MIN_RECORD
+        self.state, self._slot, touched = start(store, jump)
+        self.age = self.state.age
+        # What an earlier process wrote but did not sync may be in a cache only.
+        for name in touched:
+            store.sync(name)
+
+    def boot(self, entropy: Entropy) -> None:
+        """Begin a boot: count it, make a new journal id when there is doubt, clean up."""
+        s = self.state
+        s.boot += 1
+        if s.doubt or not s.minted:
+            self.new_id(entropy)
+        self.floors = self.floors_now()
+        try:
+            self._sweep()  # what the last state had still to do
+            self.clear_empty()
+            self.save()
+        except StoreError as error:
+            # A full disk must not keep the backlog from being delivered.
+            if error.code not in _NO_SPACE:
+                raise
+
+    def new_id(self, entropy: Entropy) -> None:
+        s = self.state
+        known = [g.journal for g in s.segments()] + [bytes(4), s.journal]
+        while s.journal in known:
+            s.journal = entropy.bytes(4)
+        s.doubt = False
+        s.minted += 1
+
+    def floors_now(self) -> "dict[bytes, tuple[int, int]]":
+        """journal id -> (floor, next seq), of what is in segments."""
+        s = self.state
+        floors = {s.journal: (s.next_seq, s.next_seq)}
+        for g in s.segments():
+            if g.pending:
+                old = floors.get(g.journal, (_NEVER, 0))
+                floors[g.journal] = (min(old[0], g.floor()), max(old[1], g.last + 1))
+        return floors
+
+    # -- the state ----------------------------------------------------------
+
+    def save(self) -> None:
+        """Make the state durable, then let the files go that it no longer names."""
+        try:
+            self._write_state()
+        except StoreError as error:
+            if error.code not in _NO_SPACE or not self._reclaim():
+                raise
+            self._write_state()
+        self._sweep()
+
+    def try_save(self) -> None:
+        """Save when possible: at stake is only that delivered records are sent again."""
+        try:
+            self.save()
+        except StoreError:
+            self.frees = 0
+
+    def _write_state(self) -> None:
+        s = self.state
+        s.age = self.age
+        s.generation += 1
+        floors = self.floors_now()
+        save(self.store, s, 1 - self._slot)
+        self._slot = 1 - self._slot
+        self.floors = floors
+        self.frees = 0
+        self.saved = True
+        for chain in s.chains:
+            for segment in chain:
+                segment.announced = True
+
+    def _reclaim(self) -> bool:
+        """Free space on a full disk: replace segments that are to go by a few bytes."""
+        done = False
+        for name, _ in self.state.removing:
+            parsed = parse_name(name)
+            if parsed is None or self.store.size(name) <= HEADER_BYTES:
+                continue
+            mark = pack_mark(parsed[0], parsed[1], name in self._dropped)
+            try:
+                self.store.write(name, mark)
+                self.store.sync(name)
+                done = True
+            except StoreError:
+                pass
+        return done
+
+    def _sweep(self) -> None:
+        s = self.state
+        if not s.removing:
+            return
+        for name, aside in s.removing:
+            if self.store.size(name) < 0:
+                continue
+            if aside:
+                self.store.rename(name, aside)
+            else:
+                self.store.remove(name)
+        self.store.sync_names()
+        s.removing = []
+        self._dropped = []
+
+    # -- in -----------------------------------------------------------------
+
+    def writable(self, chain: int, entry: Entry, waiting: "list[int]") -> Segment:
+        """The segment that takes the entry; a new one when it does not fit.
+
+        waiting: priorities with records in the batch; their open segments stay.
+        """
+        s = self.state
+        chain_list = s.chains[chain]
+        if chain_list and not chain_list[-1].sealed:
+            head = chain_list[-1]
+            used = max(head.length, HEADER_BYTES) + RECORD_BYTES + len(entry.body)
+            if head.journal == entry.journal and used <= self.quota.segment_bytes:
+                if not head.announced:
+                    self.save()
+                return head
+            head.flags |= SEALED
+        self.clear_empty()
+        if chain == QUARANTINE:
+            self._trim_quarantine()
+        else:
+            self._make_room(chain, waiting)
+        segment = Segment(chain, s.next_number[chain], entry.journal)
+        s.next_number[chain] += 1
+        s.chains[chain].append(segment)
+        self.save()
+        return segment
+
+    def write(self, segment: Segment, entries: "list[Entry]") -> "list[Record]":
+        """Write and sync records. On StoreError none of them is believed."""
+        fresh = segment.length == 0
+        offset = segment.length
+        out = bytearray()
+        if fresh:
+            out += self._header(segment)
+            offset = HEADER_BYTES
+        records: list[Record] = []
+        flags = FIRST
+        begun = not fresh
+        # Sealed unless the sync returns: a failed write leaves an unknown tail.
+        segment.flags |= SEALED
+        try:
+            for e in entries:
+                r = Record(
+                    offset,
+                    len(e.body),
+                    e.seq,
+                    e.stamp,
+                    e.ttl,
+                    segment.next_index + len(records),
+                    e.generation,
+                    flags,
+                )
+                out += pack_record(segment.seed, r, e.body)
+                records.append(r)
+                flags = 0
+                offset += RECORD_BYTES + len(e.body)
+                if len(out) >= _WRITE or len(records) == len(entries):
+                    if begun:
+                        self.store.append(segment.name, bytes(out))
+                    else:
+                        self.store.write(segment.name, bytes(out))
+                    begun = True
+                    out = bytearray()
+            self.store.sync(segment.name)
+        except StoreError:
+            if fresh:
+                segment.flags &= ~SEALED  # it is written anew, from its first byte
+            raise
+        segment.flags &= ~SEALED
+        for r in records:
+            segment.add(r)
+        return records
+
+    def _header(self, segment: Segment) -> bytes:
+        s = self.state
+        chain = s.chains[segment.chain]
+        return pack_header(
+            Header(
+                segment.chain,
+                segment.journal,
+                segment.number,
+                s.next_seq,
+                s.boot,
+                self.age,
+                s.counter,
+                chain[-2].length if len(chain) > 1 else 0,
+            )
+        )
+
+    # -- room ---------------------------------------------------------------
+
+    def _make_room(self, priority: int, waiting: "list[int]") -> None:
+        s = self.state
+        for segment in s.segments():
+            # A head whose records are all freed stays open only while nobody needs it.
+            if not segment.pending and segment.chain not in waiting:
+                self.dispose(segment)
+        while True:
+            counts = [len(s.chains[p]) for p in range(PRIORITIES)]
+            victim = self.quota.choose(priority, counts)
+            if victim is None:
+                raise JournalFull("no room for priority %d" % priority, "journal")
+            if victim < 0:
+                return
+            oldest = s.chains[victim][0]
+            s.drop(QUOTA, oldest.pending, oldest.floor(), oldest.last)
+            self._dropped.append(oldest.name)
+            self.dispose(oldest)
+
+    def _trim_quarantine(self) -> None:
+        chain = self.state.chains[QUARANTINE]
+        while len(chain) >= self.quota.quarantine_segments:
+            self.state.drop(REFUSED, chain[0].count)
+            self.dispose(chain[0])
+
+    def clear_empty(self) -> bool:
+        """Take out the sealed segments that hold nothing any more."""
+        found = False
+        for chain in self.state.chains:
+            for segment in list(chain):
+                if segment.sealed and not segment.pending:
+                    self.dispose(segment)
+                    found = True
+        return found
+
+    def dispose(self, segment: Segment) -> None:
+        """Take a segment out; its file goes once the state without it is saved."""
+        s = self.state
+        s.chains[segment.chain].remove(segment)
+        if segment in self._indexed:
+            self._indexed.remove(segment)
+        aside = ""
+        if segment.flags & DAMAGED:
+            aside = "bad-%d" % s.next_bad
+            if s.next_bad > BAD_KEPT:
+                s.removing.append(("bad-%d" % (s.next_bad - BAD_KEPT), ""))
+            s.next_bad += 1
+        s.removing.append((segment.name, aside))
+
+    # -- out ----------------------------------------------------------------
+
+    def find(self, chain: int, number: int) -> "Segment | None":
+        for segment in self.state.chains[chain]:
+            if segment.number == number:
+                return segment
+        return None
+
+    def body(self, segment: Segment, offset: int, length: int, seq: int) -> bytes:
+        """The bytes of one record; empty when they are damaged, which is then dealt with."""
+        body = read_record(self.store, segment, offset, length, seq)
+        if not body:
+            self.damaged(segment)
+        return body
+
+    def damaged(self, segment: Segment) -> None:
+        settle(self.store, self.state, segment)
+        if self.clear_empty():
+            self.try_save()
+
+    def free(self, segment: Segment, first: int, last: int) -> int:
+        if segment.index is None and (first > segment.first or last < segment.last):
+            self._build_index(segment)
+        count = segment.free(first, last)
+        self.frees += count
+        return count
+
+    def _build_index(self, segment: Segment) -> None:
+        """Read the seqs of a segment into RAM, for the few that are being freed."""
+        for _ in range(2):
+            index = array("I")
+            for record in walk(self.store, segment, HEADER_BYTES, segment.length):
+                if record is not None:
+                    index.append(record.seq)
+            if len(index) == segment.count:
+                break
+            settle(self.store, self.state, segment)
+        segment.index = index
+        self._indexed.append(segment)
+        if len(self._indexed) > MAX_INDEXES:
+            self._indexed.pop(0).index = None
+
+    def tidy(self) -> None:
+        """After frees: remove what is empty, save when enough has changed."""
+        if self.clear_empty() or self.frees >= FREES_PER_SAVE:
+            self.try_save()
