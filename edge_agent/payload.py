@@ -26,7 +26,9 @@ CFG = 5
 U8 = 0xFF
 U16 = 0xFFFF
 U32 = 0xFFFFFFFF
-U64 = 0xFFFFFFFFFFFFFFFF
+# Milliseconds stay exact in a double; a counter plus one in a signed 64-bit integer.
+MS_MAX = 1 << 52
+COUNTER_MAX = 1 << 62
 
 RANGES_MAX = 16
 REFUSED_MAX = 8
@@ -144,7 +146,7 @@ def _outcome_entries(record: OutcomeRecord, small: bool) -> "tuple[int, bytes]":
     _fixed(out, b"\x01\x44", record.journal, 4)
     _uint(out, 2, record.seq, U32, 1)
     _uint(out, 3, record.boot, U32, 1)
-    _uint(out, 4, record.uptime_ms, U64)
+    _uint(out, 4, record.uptime_ms, MS_MAX)
     if record.utc_s:
         count += 1
         _uint(out, 5, record.utc_s, U32)
@@ -343,7 +345,7 @@ def _read_outcome(content: "Map") -> OutcomeRecord:
         _take_bytes(content, 1, 4),
         _take_uint(content, 2, U32, 1),
         _take_uint(content, 3, U32, 1),
-        _take_uint(content, 4, U64),
+        _take_uint(content, 4, MS_MAX),
         _take_uint(content, 5, U32, 1) if 5 in content else 0,
         _take_bytes(content, 6, 8),
         Outcome(
@@ -383,11 +385,11 @@ def _read_hello(content: "Map") -> Hello:
         _take_bytes(content, 1, 4),
         next_seq,
         _take_uint(content, 3, U32, 1),
-        _take_uint(content, 4, U64),
+        _take_uint(content, 4, MS_MAX),
         _take_uint(content, 5, U32, 1) if 5 in content else 0,
         _take_uint(content, 20, next_seq, 1),
         _take_bytes(content, 21, 8),
-        _take_uint(content, 22, U64),
+        _take_uint(content, 22, COUNTER_MAX),
         _take_uint(content, 23, U8),
         _take_uint(content, 24, U32),
         dropped,
@@ -408,8 +410,8 @@ def _read_ack(content: "Map") -> Ack:
         _ranges(content, 30, RANGES_MAX),
         refused,
         b"" if nonce == b"" else _take_bytes(content, 21, 8),
-        _take_uint(content, 32, U64),
-        _take_uint(content, 22, U64),
+        _take_uint(content, 32, MS_MAX),
+        _take_uint(content, 22, COUNTER_MAX),
     )
 
 
@@ -417,7 +419,7 @@ def _read_box(content: "Map") -> Box:
     body = content.get(34)
     if type(body) is not bytes or len(body) > BODY_MAX:
         raise _bad(content, 34)
-    return Box(_take_uint(content, 22, U64), _take_uint(content, 33, U8), body)
+    return Box(_take_uint(content, 22, COUNTER_MAX), _take_uint(content, 33, U8), body)
 
 
 def _read_cfg(content: "Map") -> Cfg:
@@ -429,7 +431,7 @@ def _read_cfg(content: "Map") -> Cfg:
             raise _bad(content, 35)
         if not 0 <= name <= U8 or not -(1 << 63) <= value < 1 << 63:
             raise _bad(content, 35)
-    return Cfg(_take_uint(content, 22, U64), _take_uint(content, 29, U32), settings)
+    return Cfg(_take_uint(content, 22, COUNTER_MAX), _take_uint(content, 29, U32), settings)
 
 
 _READERS = {

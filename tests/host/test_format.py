@@ -203,7 +203,8 @@ def test_vectors_of_a_wide_embedding_by_matrix():
 u8 = st.integers(0, 2**8 - 1)
 u16 = st.integers(0, 2**16 - 1)
 u32 = st.integers(0, 2**32 - 1)
-u64 = st.integers(0, 2**64 - 1)
+ms = st.integers(0, 2**52)
+counters = st.integers(0, 2**62)
 seqs = st.integers(1, 2**32 - 1)
 
 
@@ -226,9 +227,9 @@ judgements = st.builds(
     fixed(16), or_none(fixed(8)),
 )  # fmt: skip
 records = st.builds(
-    frame.OutcomeRecord, fixed(4), seqs, seqs, u64, u32, fixed(8), outcomes, fixed(16)
+    frame.OutcomeRecord, fixed(4), seqs, seqs, ms, u32, fixed(8), outcomes, fixed(16)
 ) | st.builds(
-    frame.OutcomeRecord, fixed(4), seqs, seqs, u64, u32, fixed(8), judgements, st.none()
+    frame.OutcomeRecord, fixed(4), seqs, seqs, ms, u32, fixed(8), judgements, st.none()
 )  # fmt: skip
 ranges = st.tuples(seqs, seqs).map(lambda pair: (min(pair), max(pair)))
 
@@ -237,8 +238,8 @@ ranges = st.tuples(seqs, seqs).map(lambda pair: (min(pair), max(pair)))
 def hellos(draw):
     next_seq = draw(seqs)
     return frame.Hello(
-        draw(fixed(4)), next_seq, draw(seqs), draw(u64), draw(u32),
-        draw(st.integers(1, next_seq)), draw(fixed(8)), draw(u64), draw(u8), draw(u32),
+        draw(fixed(4)), next_seq, draw(seqs), draw(ms), draw(u32),
+        draw(st.integers(1, next_seq)), draw(fixed(8)), draw(counters), draw(u8), draw(u32),
         draw(st.dictionaries(u8, u32, max_size=8)), tuple(draw(st.lists(ranges, max_size=8))),
         draw(or_none(fixed(8))), draw(st.text(max_size=4)), draw(u32),
     )  # fmt: skip
@@ -250,12 +251,12 @@ acks = st.builds(
     st.lists(ranges, max_size=16).map(tuple),
     st.lists(st.tuples(seqs, u8), max_size=8).map(tuple),
     st.just(b"") | fixed(8),
-    u64,
-    u64,
+    ms,
+    counters,
 )
-boxes = st.builds(frame.Box, u64, u8, st.binary(max_size=440))
+boxes = st.builds(frame.Box, counters, u8, st.binary(max_size=440))
 cfgs = st.builds(
-    frame.Cfg, u64, u32, st.dictionaries(u8, st.integers(-(2**63), 2**63 - 1), max_size=32)
+    frame.Cfg, counters, u32, st.dictionaries(u8, st.integers(-(2**63), 2**63 - 1), max_size=32)
 )
 messages = records | hellos() | acks | boxes | cfgs
 

@@ -32,7 +32,8 @@ OWNER_SEED = hashlib.sha256(b"golden vectors: domain owner").digest()
 OWNER = CRYPTO.public_key(OWNER_SEED)
 JOURNAL = bytes.fromhex("0badcafe")
 MODEL = bytes.fromhex("0123456789abcdef")
-U16, U32, U64 = 2**16 - 1, 2**32 - 1, 2**64 - 1
+U16, U32 = 2**16 - 1, 2**32 - 1
+MS, COUNTER = 2**52, 2**62
 
 
 def some_bytes(text: str, size: int) -> bytes:
@@ -99,7 +100,7 @@ def messages() -> "list[tuple[str, object, dict[str, object]]]":
         vector, U16, 255, (U16 - 3, U16 - 2, U16 - 1, U16), U16, U16,
         (some_bytes("parent 0", 16), some_bytes("parent 1", 16)), 255, U16, None, MODEL,
     )  # fmt: skip
-    worst = record(U32, full, finger, boot=U32, uptime_ms=U64, utc_s=U32)
+    worst = record(U32, full, finger, boot=U32, uptime_ms=MS, utc_s=U32)
     least = record(
         1, Outcome(bytes(64), 0, 0), known.fingerprint(bytes(64)), boot=1, uptime_ms=0, utc_s=0
     )
@@ -113,7 +114,7 @@ def messages() -> "list[tuple[str, object, dict[str, object]]]":
     hello = frame.Hello(JOURNAL, 4713, 12, 1500, 0, 4690, nonce, 1_767_225_600_123, 2, 23,
                         {1: 5, 3: 2}, ((17, 21), (40, 40)), MODEL, "0.1.0", 4)  # fmt: skip
     first_hello = frame.Hello(JOURNAL, 1, 1, 80, 0, 1, nonce, 0, 0, 0, {}, (), None, "0.1.0", 0)
-    worst_hello = frame.Hello(JOURNAL, U32, U32, U64, U32, U32, nonce, U64, 255, U32,
+    worst_hello = frame.Hello(JOURNAL, U32, U32, MS, U32, U32, nonce, COUNTER, 255, U32,
                               dict.fromkeys(range(248, 256), U32), ((U32 - 1, U32),) * 8, MODEL,
                               "0.1.0-rc.1+arm64", U32)  # fmt: skip
     ack = frame.Ack(
@@ -123,11 +124,11 @@ def messages() -> "list[tuple[str, object, dict[str, object]]]":
     refusing = frame.Ack(
         JOURNAL, ((1, 4),), ((5, 12), (9, 15)), b"", 1_767_225_601_500, 1_767_225_601_500
     )
-    worst_ack = frame.Ack(JOURNAL, ((U32 - 1, U32),) * 16, ((U32, 255),) * 8, nonce, U64, U64)
+    worst_ack = frame.Ack(JOURNAL, ((U32 - 1, U32),) * 16, ((U32, 255),) * 8, nonce, MS, COUNTER)
     box = frame.Box(1_767_225_602_000, 1, some_bytes("box", 90))
-    worst_box = frame.Box(U64, 255, some_bytes("box", 440))
+    worst_box = frame.Box(COUNTER, 255, some_bytes("box", 440))
     cfg = frame.Cfg(1_767_225_603_000, 5, {1: 60, 2: -1, 200: 2**63 - 1})
-    worst_cfg = frame.Cfg(U64, U32, dict.fromkeys(range(224, 256), -(2**63)))
+    worst_cfg = frame.Cfg(COUNTER, U32, dict.fromkeys(range(224, 256), -(2**63)))
     return [
         ("least", least, {}),
         ("typical", plain, {}),
@@ -291,7 +292,8 @@ def refused() -> "dict[str, object]":
             )
     for label, value in (
         (0, 7), (0, ["x"]), (0, [b"", b""]), (1, b"abc"), (1, "abcd"), (2, 0), (2, 2**32),
-        (2, True), (2, -1), (3, 0), (3, None), (4, -1), (4, "1"), (5, 0), (5, 2**32), (6, bytes(7)),
+        (2, True), (2, -1), (3, 0), (3, None), (4, -1),
+        (4, 2**52 + 1), (5, 0), (5, 2**32), (6, bytes(7)),
         (7, bytes(9)), (7, None), (8, bytes(63)), (8, bytes(65)), (8, [0] * 64), (9, bytes(15)),
         (10, 65536), (10, "walk"), (11, 256), (11, None), (12, []), (12, [1, 1]), (12, [2, 1]),
         (12, [1, 2, 3, 4, 5]), (12, [65536]), (12, 1), (13, 65536), (14, -1), (15, []),
@@ -307,7 +309,7 @@ def refused() -> "dict[str, object]":
                    (25, []), (26, []), (26, [[2, 1]]), (26, [[0, 1]]), (26, [[1]]),
                    (28, "x" * 17), (28, b"x"), (29, -1))),
         ("ack", ((30, 1), (30, [[1, 2]] * 17), (30, [[1, 2, 3]]), (31, []), (31, [[1, 256]]),
-                 (31, [[1, 1]] * 9), (21, bytes(7)), (22, -1), (32, None))),
+                 (31, [[1, 1]] * 9), (21, bytes(7)), (22, 2**62 + 1), (32, 2**52 + 1))),
         ("box", ((33, 256), (34, "x"), (22, -1))),
         ("cfg", ((35, {-1: 0}), (35, {"a": 0}), (35, {1: b""}), (35, {1: 2**63}), (29, 2**32))),
     ):  # fmt: skip
