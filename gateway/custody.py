@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from edge_agent import frame as wire
+from edge_agent.errors import RemoteError
 from gateway.ingest import (
     CLOSED,
     Accepted,
@@ -60,7 +61,8 @@ class Plan:
         # Per stream: what to acknowledge, what to refuse. Also those that said hello.
         self.wanted: dict[Stream, RangeSet] = {}
         self.refused: dict[Stream, list[tuple[int, int]]] = {}
-        self.greeted: dict[Stream, int] = {}
+        # Streams that said hello, and whether it was a new one.
+        self.greeted: dict[Stream, bool] = {}
         self.hashes: dict[tuple[int, int], bytes] = {}
         self.retire: dict[bytes, int] = {}
         self.counts: dict[str, int] = {}
@@ -278,6 +280,7 @@ class Custody:
         agent, hello, generation = verdict
         stream = self._stream(agent, hello.journal, hello.floor)
         forks = stream.forks
+        new = not stream.heard(hello.nonce)  # a broker may deliver one again
         lost = stream.greet(hello, plan.now_ms)
         if lost:
             plan.count("lost_by_restore", lost)
@@ -294,7 +297,7 @@ class Custody:
             plan.retire[agent] = min(
                 plan.retire.get(agent, 256), hello.oldest_generation, generation
             )
-        plan.greeted[stream] = plan.greeted.get(stream, 0) + 1
+        plan.greeted[stream] = plan.greeted.get(stream, False) or new
         plan.count("hellos")
 
     # -- commit ---------------------------------------------------------------------
@@ -436,14 +439,14 @@ class Custody:
         return out
 
     def _acks(self, plan: Plan, stream: Stream) -> list[tuple[str, bytes]]:
-        ranges = stream.answer(plan.wanted.get(stream, RangeSet()), 1 << 30)
+        ranges = stream.answer(plan.wanted.get(stream, RangeSet()), plan.greeted.get(stream, False))
         refused = plan.refused.get(stream, [])
         keys = self.registry(stream.agent, self._generation(stream.agent))
         if keys is None:
             return []  # revoked between commit and answer
         nonce = stream.nonce() or self._newest_nonce.get(stream.agent, b"")
         topic = f"{self.root}/{stream.agent.hex()}/ack"
-        must = sum(1 for r in ranges if self._wanted(plan, stream, r))
+        must = sum(1 for entry in ranges if self._wanted(plan, stream, entry))
         parts = max(-(-must // RANGES_MAX), -(-len(refused) // REFUSED_MAX), 1)
         out = []
         for part in range(parts):
@@ -455,7 +458,11 @@ class Custody:
                 plan.now_ms,
                 self.next_counter(stream.agent, plan.now_ms),
             )
-            out.append((topic, wire.seal(keys, ack)))
+            try:
+                out.append((topic, wire.seal(keys, ack)))
+            except RemoteError:
+                # A device that claims the last counter there is cannot be answered again.
+                self.counters.add({"unanswered": 1})
         return out
 
     @staticmethod

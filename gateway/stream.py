@@ -11,7 +11,8 @@ by a gateway whose database is no longer this one: it was restored from a backup
 Forks. A journal's hellos can only go forward: boot, then uptime, and the next number. One
 that goes back comes from a copied or restored flash. From then on a range held says
 nothing about what *this* copy holds under these numbers, so acknowledgements name only
-records whose bytes were compared.
+records whose bytes were compared. A new hello is still answered with all that is held:
+before it has published anything, that can only tell the copy that its numbers are taken.
 """
 
 import json
@@ -119,20 +120,26 @@ class Stream:
         """The nonce of the newest hello, empty when there was none."""
         return self.nonces[-NONCE:]
 
+    def heard(self, nonce: bytes) -> bool:
+        """Whether a hello with this nonce was taken in before."""
+        return nonce in [self.nonces[i : i + NONCE] for i in range(0, len(self.nonces), NONCE)]
+
     def greet(self, hello: Any, arrival_ms: int) -> int:
-        """Take in a hello; returns how many records it shows to be lost by restore."""
-        known = [self.nonces[i : i + NONCE] for i in range(0, len(self.nonces), NONCE)]
-        if hello.nonce in known:
-            return 0  # delivered again: it was already heard
+        """Take in a hello; returns how many records it shows to be lost by restore.
+
+        One that a broker delivers again changes nothing; one that the device repeats on
+        the same connection carries newer numbers.
+        """
+        said = (hello.boot, hello.uptime_ms)
+        before = (self.hello.get("boot", 0), self.hello.get("uptime_ms", 0))
+        if self.heard(hello.nonce):
+            if said <= before:
+                return 0
+        else:
+            if said < before or hello.next_seq < max(self.next_seq, self.held.last() + 1):
+                self.forks += 1
+            self.nonces = (self.nonces + hello.nonce)[-NONCES * NONCE :]
         self.dirty = True
-        expected = max(self.next_seq, self.held.last() + 1)
-        back = (hello.boot, hello.uptime_ms) < (
-            self.hello.get("boot", 0),
-            self.hello.get("uptime_ms", 0),
-        )
-        if back or hello.next_seq < expected:
-            self.forks += 1
-        self.nonces = (self.nonces + hello.nonce)[-NONCES * NONCE :]
         self.next_seq = max(self.next_seq, hello.next_seq)
         self.hello_ms = arrival_ms
         for first, last in hello.gone:
@@ -174,16 +181,17 @@ class Stream:
             self.lost.add_range(first, last)
         return below.count()
 
-    def answer(self, wanted: RangeSet, limit: int) -> list[tuple[int, int]]:
+    def answer(self, wanted: RangeSet, greeted: bool) -> list[tuple[int, int]]:
         """Ranges to acknowledge: around `wanted` first, then what else is held.
 
-        At most `limit` ranges, all at or above the floor. For a forked stream exactly
-        `wanted`, because only there the bytes were compared.
+        At or above the floor, except late duplicates. greeted: the stream said a new
+        hello. For a forked stream that did not: exactly `wanted`.
         """
-        if self.forks:
-            return list(wanted)[:limit]
+        if self.forks and not greeted:
+            return list(wanted)
         held = self.held
-        low = max(self.floor, 1)
+        # A copy may ask from a lower floor than the original has reached.
+        low = max(min(self.floor, self.hello.get("floor", self.floor)), 1)
         if not wanted and held.last() < low:
             return []
         found: list[tuple[int, int]] = []
@@ -195,10 +203,5 @@ class Stream:
                     entry = around  # below the floor: a late duplicate
                 if entry not in found:
                     found.append(entry)
-        if len(found) < limit:
-            for entry in held.clipped(low, held.last()):
-                if entry not in found:
-                    found.append(entry)
-                    if len(found) >= limit:
-                        break
-        return found[:limit]
+        found += [e for e in held.clipped(low, held.last()) if e not in found]
+        return found
