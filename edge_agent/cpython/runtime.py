@@ -59,11 +59,9 @@ def find_runtime(name: str = "auto") -> Runtime:
         except Exception as error:  # a broken install fails in many ways
             package = "ai-edge-litert" if candidate == "litert" else candidate
             reasons.append(f"{package} ({error})")
-    raise (
-        ModelError("no model runtime: neither " + " nor ".join(reasons), fix=_INSTALL)
-        if len(reasons) > 1
-        else ModelError(f"cannot load the runtime {reasons[0]}", fix=_INSTALL)
-    )
+    if len(reasons) == 1:
+        raise ModelError(f"cannot load the runtime {reasons[0]}", fix=_INSTALL)
+    raise ModelError("no model runtime: neither " + " nor ".join(reasons), fix=_INSTALL)
 
 
 def read_model(path: "str | os.PathLike[str]") -> bytes:
