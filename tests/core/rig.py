@@ -291,6 +291,11 @@ class Rig:
                 self.message("ack", answer)
         return n
 
+    def payload_of_hello(self):
+        """A hello as the core would send it now."""
+        gateway = self.core.delivery.gateway
+        return self.core._hello(self.facts(), self.journal.held()[0], gateway.nonce, self.now)
+
     def seqs(self):
         """Sequence numbers published and not yet acknowledged by the broker."""
         return [p.ref.seq for p in self.sent if p.ref is not None]
