@@ -216,7 +216,7 @@ class Director:
             rates[0] > 0
             and rates[1] > 0
             and met is not False
-            and bool(kill["victims"] or kill.get("in_ram"))
+            and bool(kill["victims"] or kill.get("in_ram") or met)
         )
         more = f", {kill['in_ram']} windows in RAM" if "in_ram" in kill else ""
         self.progress.say(
