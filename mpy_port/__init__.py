@@ -1,0 +1,1 @@
+"""Parts that run on stock MicroPython firmware, and on CPython where they are useful there."""

@@ -1,0 +1,98 @@
+"""Where the kernel tier is picked, and what every kernel looks like.
+
+A tier is a module with functions named and called as below. A tier need not have all
+of them, nor take every case: one that exports `accepts(name, p)` is asked before each
+use. What the best tier lacks comes from the next, and the last, `python`, has
+everything. To add a tier, add its line to TIERS: no other place knows the names.
+
+Kernels trust their arguments. Whatever they could read or write wrongly was checked
+when the model was loaded (`op_resolver`), and each buffer is exactly as long as the
+parameters say. Activations are views of the arena with signed items; weights are views
+of the model with unsigned items at any alignment. Kernels return nothing and allocate
+as little as they can. Array types: bias 'i', mul 'i', shift 'b', p 'i'.
+
+    conv_2d(out, x, w, bias, mul, shift, p)            w: [OC, KH, KW, FC]
+    depthwise_conv_2d(out, x, w, bias, mul, shift, p)  w: [KH, KW, OC]
+    fully_connected(out, x, w, bias, mul, shift, p)    w: [OC, IC]; rows are p[OW]
+    average_pool_2d(out, x, p)    max_pool_2d(out, x, p)
+    add(out, a, b, p)             mul(out, a, b, p)
+    mean(out, x, p)               softmax(out, x, p)
+    lookup(out, x, table)         out[i] = table[x[i] & 255], table has 256 signed items
+    pad(out, x, p)                concatenation(out, inputs, p)
+    quantize(out, x, p)           x: float32     dequantize(out, x, p)    out: float32
+    multipliers(mul, shift, scales, p) -> int          at load; see below
+
+Convolutions, pooling, fully connected: p is indexed by the constants N to ZW. Output
+(y, x, c) is bias[c] + the sum of (input - ZI) * (weight - ZW) over the taps inside the
+input, at rows y * SH - PH + ky * DH; then `quantize.scaled` by mul and shift, plus ZO,
+clamped to LO..HI. mul and shift have OC entries when PER is 1, else one. ZW is non-zero
+for fully_connected only. Pooling uses N to PW, LO and HI.
+
+add, mul: p = 4 dimensions of the output, 4 strides of a, 4 of b (0 where broadcast), za,
+zb, zo, lo, hi, mul, shift, then for add: mul and shift of a, mul and shift of b. add
+shifts (input - zero) left by 20, scales each, adds, scales the sum.
+mean: p = K0 R0 K1 R1 K2 (kept and reduced dimensions in turn), zi, zo, mul, shift;
+    scaled(sum - zi * R0 * R1) + zo.
+softmax: p = rows, depth, mul, shift, radius.
+pad: p = 4 input dimensions, 4 counts before, 4 counts after, value.
+concatenation: p = outer count, then for each input how many items it gives per outer step.
+quantize, dequantize: p = zero point, mantissa and exponent of the scale, lo, hi.
+multipliers: fills mul and shift from scales (float32 bytes, one per channel) and p = bits
+    of the input's scale and of the output's. Returns -1, or the channel whose scale or
+    multiplier is unusable.
+"""
+
+from ..errors import ModelError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+(
+    N, IH, IW, IC, OH, OW, OC, KH, KW, SH, SW, DH, DW, PH, PW, ZI, ZO, LO, HI, PER, FC, ZW,
+) = range(22)  # fmt: skip
+# FC: input channels that one filter sees (IC, or IC / groups); channel multiplier for depthwise.
+
+# Best first: (name, module in this package).
+TIERS = (("numpy", "host_numpy"), ("python", "python"))
+
+
+def load(tier: "str | None" = None) -> "list[Any]":
+    """Modules to take kernels from, best first; `tier` forces the first of them.
+
+    ModelError when the tier has no such name or cannot be imported here.
+    """
+    names = [name for name, _ in TIERS]
+    if tier is not None and tier not in names:
+        raise ModelError("no kernel tier %r" % tier, "", "Choose from " + ", ".join(names))
+    found = []
+    for name, module in TIERS:
+        if name != "python" and tier not in (None, name):
+            continue
+        try:
+            found.append(__import__(__name__ + "." + module, None, None, ("accepts",), 0))
+        except ImportError as error:
+            if name == tier:
+                raise ModelError("kernel tier %s is not usable here: %s" % (tier, error))
+    return found
+
+
+def find(modules: "list[Any]", name: str, p: "Any") -> "Any":
+    """The kernel `name` of the first module that has it and takes these parameters."""
+    for module in modules:
+        kernel = getattr(module, name, None)
+        if kernel is None:
+            continue
+        accepts = getattr(module, "accepts", None)
+        if accepts is None or accepts(name, p):
+            return kernel
+    raise ModelError("no kernel for " + name)
+
+
+def tier_name(module: "Any") -> str:
+    """Name of the tier that a module implements."""
+    stem = module.__name__.rpartition(".")[2]
+    for name, found in TIERS:
+        if found == stem:
+            return name
+    return str(stem)
