@@ -211,7 +211,7 @@ class TestCustody(unittest.TestCase):
         r.up()
         r.window()
         r.run(dialogue.HELLO_WAIT_MS)
-        publish = [p for p in r.sent if p.ref is not None][0]
+        publish = next(p for p in r.sent if p.ref is not None)
         r.journal.free(publish.ref.journal, [(1, 1)])  # stands for a drop
         r.sent.remove(publish)
         gone = JournalError("record 1 is not held", "journal")
