@@ -126,15 +126,8 @@ def decode(
 
 
 def _argument(raw: bytes, pos: int) -> "tuple[int, int]":
-    """Argument of the head at `pos` and the position after it."""
+    """Argument of the head at `pos` whose low bits are 25 or more; the position after it."""
     low = raw[pos] & 31
-    if low < 24:
-        return low, pos + 1
-    if low == 24:
-        n = raw[pos + 1]
-        if n < 24:
-            raise CborError("not-shortest")
-        return n, pos + 2
     if low == 25:
         n = raw[pos + 1] << 8 | raw[pos + 2]
         if n < 256:
@@ -155,12 +148,19 @@ def _argument(raw: bytes, pos: int) -> "tuple[int, int]":
 
 def _item(raw: bytes, pos: int, depth: int, budget: "list[int]") -> "tuple[object, int]":
     first = raw[pos]
-    if first < 24:
-        return first, pos + 1
-    major = first >> 5
-    if major == 7:
+    if first >= 0xE0:
         return _simple(first), pos + 1
-    n, pos = _argument(raw, pos)
+    n = first & 31
+    if n < 24:
+        pos += 1
+    elif n == 24:
+        n = raw[pos + 1]
+        if n < 24:
+            raise CborError("not-shortest")
+        pos += 2
+    else:
+        n, pos = _argument(raw, pos)
+    major = first >> 5
     if major == 0:
         return n, pos
     if major == 1:
@@ -227,12 +227,14 @@ def _map(
             result[key] = first
             pos += 1
         elif 0x40 <= first < 0x58:
-            # Short byte strings are half of a payload; two calls less for each.
+            # Short byte strings and integers are most of a payload: a call less for each.
             start = pos + 1
             pos = start + first - 0x40
             if pos > size:
                 raise CborError("truncated")
             result[key] = raw[start:pos]
+        elif 0x19 <= first < 0x20:
+            result[key], pos = _argument(raw, pos)
         else:
             result[key], pos = _item(raw, pos, depth, budget)
     return result, pos
