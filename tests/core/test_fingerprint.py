@@ -76,9 +76,10 @@ class Sums(unittest.TestCase):
 
 class Fingerprint(unittest.TestCase):
     def test_zero_gives_all_ones(self):
-        made = Projection(CRYPTO, ID, b"fp", 128, 64)
-        self.assertEqual(fingerprint(made, bytes(64)), b"\xff" * 16)
-        self.assertRaises(ValueError, fingerprint, made, bytes(63))
+        for lean in (False, True):
+            made = Projection(CRYPTO, ID, b"fp", 128, 64, lean)
+            self.assertEqual(fingerprint(made, bytes(64)), b"\xff" * 16)
+            self.assertRaises(ValueError, fingerprint, made, bytes(63))
 
     def test_near_vectors_have_near_fingerprints(self):
         made = Projection(CRYPTO, ID, b"fp", 128, 64)

@@ -258,6 +258,18 @@ class Checks(unittest.TestCase):
                 frame.open_frame(data, RING, 0)
             self.assertEqual(caught.exception.identity, identity)
 
+    def test_one_encoding_even_from_a_key_holder(self):
+        # The tag is good for the bytes as sent; their length is written too long.
+        key, start, prefix = KEYS.context(frame.OUTCOME, False)
+        for plain, long in (
+            (cbor.encode({1: b"jrnl"}), lambda n: bytes((0x58, n))),
+            (cbor.encode({1: b"jrnl", 0: bytes(40)}), lambda n: bytes((0x59, 0, n))),
+            (cbor.encode({1: b"jrnl"}), lambda n: bytes((0x5A, 0, 0, 0, n))),
+        ):
+            tail = long(len(plain)) + plain
+            data = start + tail + b"\x48" + CRYPTO.hmac_sha256(key, prefix + tail)[:8]
+            self.assertEqual(reason(frame.open_frame, data, RING, frame.UP), "not-cbor")
+
     def test_repr_hides_secrets(self):
         text = repr(KEYS) + str(KEYS)
         self.assertNotIn(SECRET.hex(), text)
