@@ -10,6 +10,7 @@ nothing else.
 import base64
 import hashlib
 import os
+import pwd
 import signal
 from pathlib import Path
 
@@ -28,12 +29,14 @@ def conf(config: GatewayConfig, folder: Path, listener: str = "127.0.0.1") -> st
         "# Written by `edge-gateway`. Local changes belong in conf.d of the system.",
         "per_listener_settings false",
         "allow_anonymous false",
+        "# Only when started as root: the owner of this folder, who can read its secrets.",
+        f"user {_owner(folder)}",
         f"password_file {folder / 'passwd'}",
         f"acl_file {folder / 'acl'}",
         "# The default of 1000 drops the rest of a backlog after acknowledging it.",
         "max_queued_messages 0",
         "max_inflight_messages 200",
-        "message_size_limit 4096",
+        "max_packet_size 8192",
         "persistence true",
         f"persistence_location {folder}/",
         "autosave_interval 60",
@@ -53,6 +56,10 @@ def conf(config: GatewayConfig, folder: Path, listener: str = "127.0.0.1") -> st
             f"keyfile {tls['server_key']}",
         ]
     return "\n".join(lines) + "\n"
+
+
+def _owner(folder: Path) -> str:
+    return pwd.getpwuid(folder.stat().st_uid).pw_name
 
 
 def acl(config: GatewayConfig) -> str:

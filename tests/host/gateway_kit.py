@@ -7,16 +7,23 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion
 
 from edge_agent import frame as wire
 from edge_agent.cpython.signer import HostCrypto
 from edge_agent.domain import Domain, Features, VectorSpace, make_domain
 from edge_agent.outcome import Outcome
+from gateway.cli import opened
 from gateway.custody import Custody
+from gateway.enrol import enrol
 from gateway.keys import Registry
 from gateway.projection import fingerprint
 from gateway.store import Store
@@ -197,3 +204,123 @@ def make_gateway(folder: Path, port: int):
     domain.write_bytes(domain_bytes())
     gateway("init", folder, "--domain", domain, "--port", port)
     return json.loads((folder / "gateway.json").read_text())
+
+
+def enrol_device(folder, name):
+    """As `edge-gateway enrol` does, without the start of a process; the path of its file."""
+    out = Path(folder).parent / f"{name}.json"
+    with opened(Path(folder)) as (config, _, registry):
+        enrol(config, registry, name, os.urandom(8), out, NOW)
+    return out
+
+
+def free_port():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def listening(port):
+    with contextlib.suppress(OSError):
+        socket.create_connection(("127.0.0.1", port), 0.2).close()
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def broker_running(kind, folder, port):
+    """ "iotcore" or "mosquitto", with the files that the gateway made."""
+    if kind == "mosquitto":
+        command = ["/usr/sbin/mosquitto", "-c", folder / "mosquitto" / "mosquitto.conf"]
+    else:
+        command = [sys.executable, "-m", "gateway.cli", "-C", folder, "broker"]
+    log = folder.parent / f"{kind}.log"
+    with running(*command, log=log, ready=lambda: listening(port)) as process:
+        yield process
+
+
+def gateway_running(folder, log):
+    """`edge-gateway run`, until it is connected to the broker."""
+    start = log.stat().st_size if log.exists() else 0
+
+    def ready():
+        return "connected to" in log.read_text()[start:]
+
+    return running(sys.executable, "-m", "gateway.cli", "-C", folder, "run", log=log, ready=ready)
+
+
+class Publisher:
+    """The device side with a real client: holds frames until the gateway acknowledges."""
+
+    def __init__(self, path: Path, journal=None):
+        config = json.loads(Path(path).read_text())
+        self.port = config["broker"]["port"]
+        self.device = Device(
+            bytes.fromhex(config["agent"]), bytes.fromhex(config["key"]), config["generation"],
+            journal,
+        )  # fmt: skip
+        self.held = {}  # seq -> frame
+        self.made = {}
+        self.acks = []
+        self.refused = {}
+        self.lock = threading.Lock()
+        self.greeting = None
+        self.ready = threading.Event()
+        self.client = paho.Client(
+            CallbackAPIVersion.VERSION2, client_id=config["agent"], clean_session=False
+        )
+        self.client.username_pw_set(config["agent"], self.device.keys.mqtt_password())
+        self.client.reconnect_delay_set(1, 1)
+        self.client.will_set(self.device.topic("state"), b"offline", 1, True)
+        self.client.on_connect = self._on_connect
+        self.client.on_message = self._on_message
+
+    def start(self):
+        self.client.connect_async("127.0.0.1", self.port, 10)
+        self.client.loop_start()
+        return self
+
+    def stop(self):
+        self.client.disconnect()
+        self.client.loop_stop()
+
+    def _on_connect(self, client, _data, _flags, reason, _props):
+        if reason.is_failure:
+            return
+        client.publish(self.device.topic("state"), b"online", 1, True)
+        client.subscribe([(self.device.topic(n), 1) for n in ("ack", "box", "cfg", "ota")])
+        self.greeting = os.urandom(8)
+        with self.lock:
+            floor = min(self.held, default=len(self.made) + 1)
+            hello = self.device.hello(len(self.made) + 1, floor=floor, nonce=self.greeting)
+        client.publish(self.device.topic(), hello, 1)
+        self.ready.set()
+
+    def _on_message(self, _client, _data, message):
+        if not message.topic.endswith("/ack"):
+            return
+        ack = self.device.read(message.payload)
+        if ack.journal != self.device.journal:
+            return
+        with self.lock:
+            self.acks.append(ack)
+            for seq, reason in ack.refused:
+                self.refused[seq] = reason
+                self.held.pop(seq, None)
+            for first, last in ack.ranges:
+                for seq in [s for s in self.held if first <= s <= last]:
+                    del self.held[seq]
+
+    def make(self, count, **fields):
+        with self.lock:
+            for _ in range(count):
+                seq = len(self.made) + 1
+                self.made[seq] = self.held[seq] = self.device.outcome(seq, **fields)
+
+    def send(self, limit=500):
+        """Publish what is held, oldest first."""
+        with self.lock:
+            batch = sorted(self.held.items())[:limit]
+        for _, frame in batch:
+            self.client.publish(self.device.topic(), frame, 1)
+        return len(batch)
