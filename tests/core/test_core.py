@@ -316,12 +316,10 @@ class TestMessages(unittest.TestCase):
             before = r.core.counters.get("rejected-" + reason, 0)
             r.message(topic, payload)
             self.assertEqual(r.core.counters.get("rejected-" + reason, 0), before + 1, reason)
-        flipped = 0
         for i in range(len(good)):
             bad = bytearray(good)
             bad[i] ^= 0x10
             r.message("ack", bytes(bad))
-            flipped += 1
         self.assertEqual(sum(r.journal.stats()["pending"]), 1)
         self.assertEqual((r.handled, r.times[1:]), ([], []))
         r.message("ack", good)
