@@ -18,7 +18,8 @@ SHARED = sorted(p for p in (ROOT / "edge_agent").glob("*.py") if p.name != "cli.
 # The core is a machine without I/O: it must not reach a clock, a socket, a file or chance.
 WITHOUT_IO = {
     "cbor", "cose", "core", "delivery", "domain", "effects", "errors", "features",
-    "fingerprint", "frame", "outcome", "interfaces", "synthesis",
+    "fingerprint", "frame", "outcome", "interfaces", "synthesis", "payload", "keys", "intake",
+    "connection", "dialogue", "outbox", "backoff",
 }  # fmt: skip
 IO_LIBRARY = {"asyncio", "os", "io", "random", "sys"}
 
