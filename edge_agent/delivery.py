@@ -14,7 +14,7 @@ clone, or an image restored from a backup, cannot have its records freed by what
 delivered under the same numbers; the gateway compares bytes and refuses them as a
 conflict instead. The price: a reconnect repeats what was not yet acked, `custody`
 records at most. Nothing is published before the first ack, or HELLO_WAIT_MS: then the
-broker keeps it for a gateway that is away.
+broker keeps one copy of each for a gateway that is away.
 
 Evidence of a twin is an ack for numbers this journal never gave out, or a refusal as
 "conflict" or "closed" (the floor of a hello is one that no power cut moves back). Either
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
     from edge_agent.config import Config
     from edge_agent.effects import Ids, JournalFacts
+    from edge_agent.outbox import Slot
 
 MAX_HELLOS = 8  # journal ids greeted per connection; more wait for their turn
 PUBACK_TIMEOUT_MS = 30000
@@ -373,8 +374,11 @@ class Delivery:
         if self._outbox.new_pass(now):
             out.extend(self.on_tick(now))
 
-    def _may_publish(self, journal: bytes) -> bool:
-        return self.gateway.may_publish(journal, self._tick_ms)
+    def _may_publish(self, slot: "Slot") -> bool:
+        if self.gateway.answered(slot.ref.journal):
+            return True
+        # One copy of each record is enough for a broker whose gateway is away.
+        return not slot.parked and self._tick_ms >= self.gateway.grace_at
 
     def _not_published(
         self, key: "tuple[bytes, int]", error: Exception, now: int, out: "list[Any]"

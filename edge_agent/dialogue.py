@@ -52,9 +52,6 @@ class Dialogue:
     def any_answer(self) -> bool:
         return bool(self._answered)
 
-    def may_publish(self, journal: bytes, now: int) -> bool:
-        return journal in self._answered or now >= self.grace_at
-
     def heard(self, journal: bytes, now: int) -> bool:
         """A good ack came; whether it is the first one for this journal id."""
         first = journal not in self._answered

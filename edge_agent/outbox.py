@@ -33,7 +33,7 @@ PRIORITIES = 3
 class Slot:
     """One record under way."""
 
-    __slots__ = ("clean", "conn", "deadline", "ref", "sends", "sent_ms", "state")
+    __slots__ = ("clean", "conn", "deadline", "parked", "ref", "sends", "sent_ms", "state")
 
     def __init__(self, ref: "Any", state: str) -> None:
         self.ref = ref  # journal.Ref
@@ -43,6 +43,7 @@ class Slot:
         self.deadline = 0  # AWAITING: when to wonder why there is no answer
         self.conn = 0  # number of the connection it was last published on
         self.clean = False  # published after that connection's first ack
+        self.parked = False  # the broker has taken it since we started
 
 
 class Outbox:
@@ -123,8 +124,8 @@ class Outbox:
         self._tokens = min(full, self._tokens + (now - self._tokens_ms) * self._set.pace_per_s)
         self._tokens_ms = now
 
-    def pick(self, allowed: "Callable[[bytes], bool]") -> "Slot | None":
-        """The slot to publish next, taken out of its queue. allowed(journal id)."""
+    def pick(self, allowed: "Callable[[Slot], bool]") -> "Slot | None":
+        """The slot to publish next, taken out of its queue."""
         room = self.room()
         for queue, fits, paced in (
             (self._live, room, False),
@@ -135,7 +136,7 @@ class Outbox:
                 continue
             for i in range(len(queue)):
                 slot = queue[i]
-                if not allowed(slot.ref.journal):
+                if not allowed(slot):
                     continue
                 if paced and slot.ref.priority:
                     if self._tokens < 1000:
@@ -156,6 +157,7 @@ class Outbox:
         slot = self.slots.get(key)
         if slot is not None and slot.state == FLYING:
             slot.state = AWAITING
+            slot.parked = True
             patience = 1000 * self._set.ack_timeout_s << min(slot.sends - 1, 4)
             slot.deadline = now + patience + self._chance(patience // 4 + 1)
 

@@ -267,23 +267,49 @@ class TestUnanswered(unittest.TestCase):
         r.serve(g)
         for _ in range(5):
             r.window()
-        day = 86400000
+        six_hours = 21600000
         hellos = 0
-        end = r.now + day
+        end = r.now + six_hours
         while r.now < end:
             for p in list(r.sent):
                 hellos += p.kind == "hello"
                 r.puback(p)
             r.run(60000)
         self.assertEqual(counters(r).get("sent-again", 0), 0)
-        self.assertLess(hellos, 170)  # a day at one in ten minutes, and the way there
-        self.assertGreater(hellos, 100)
+        self.assertLess(hellos, 46)  # one in ten minutes, and the way there
+        self.assertGreater(hellos, 30)
         self.assertEqual(len(r.named("gateway-silent")), 1)
         # It comes back with nothing in its queue: the next hello tells it to answer.
         for _ in range(30):
             r.serve(g)
             r.run(60000)
         self.assertEqual(len(g.held), 5)
+        self.assertTrue(r.core.drained())
+
+    def test_a_flapping_link_parks_one_copy_at_the_broker(self):
+        r, g = Rig(config=config()), Gateway()
+        for _ in range(10):
+            r.window()
+        r.start()
+        for _ in range(300):
+            if r.core.delivery.link.state == CONNECTING:
+                r.up()
+            r.run(1000)
+            for p in list(r.sent):
+                r.puback(p)
+            link = r.core.delivery.link
+            if link.state == UP and r.now - link.up_ms > 12000:
+                r.down("broker")
+        self.assertGreater(r.connects, 5)
+        self.assertEqual(counters(r)["sent"], 10)
+        self.assertEqual(counters(r).get("sent-again", 0), 0)
+        if r.core.delivery.link.state != UP:
+            r.run(120000)
+            r.up()
+        for _ in range(20):
+            r.serve(g)
+            r.run(60000)
+        self.assertEqual(len(g.held), 10)
         self.assertTrue(r.core.drained())
 
     def test_a_broker_that_acknowledges_nothing_is_left(self):
@@ -683,10 +709,10 @@ class TestLink(unittest.TestCase):
 
 class TestAnything(unittest.TestCase):
     def test_any_order_of_events_neither_breaks_nor_loses(self):
-        for seed in range(12):
-            self.storm(seed)
+        for seed in range(5):
+            self.storm(seed, 150 if sys.implementation.name == "micropython" else 400)
 
-    def storm(self, seed):
+    def storm(self, seed, steps):
         chance = Rand(seed * 7919 + 1)
         store, g = RamStore(), Gateway()
         settings = {"ack_timeout_s": 2, "pace_per_s": 100, "late_s": 5, "window": 3, "custody": 5}
@@ -694,7 +720,7 @@ class TestAnything(unittest.TestCase):
         r = Rig(store, config(settings), seed=seed + 100, ledger=True)
         r.start()
         old_answers = []
-        for _ in range(300):
+        for _ in range(steps):
             what = chance.bytes(1)[0] % 16
             state = r.core.delivery.link.state
             if what < 4:
