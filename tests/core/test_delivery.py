@@ -1,5 +1,6 @@
 """Custody: the delivery machine on a real journal, with a gateway in a dictionary."""
 
+import sys
 import unittest
 
 from rig import UTC_MS, Gateway, RamStore, Rand, Rig, make_config
