@@ -61,9 +61,9 @@ class GatewayConfig:
         if any(c in self.root for c in "+#\x00") or "" in self.root.split("/"):
             raise ConfigError(f"{self.root!r}", f"{path}: root", "Write topic levels like qis/1")
         broker = dict(DEFAULTS["broker"], **self._section(fields, "broker"))
-        self.host = self._text(broker, "host", "")
-        self.port = self._int(broker, "port", 1, 65535)
-        self.keepalive_s = self._int(broker, "keepalive_s", 1, 65535)
+        self.host = self._text(broker, "host", "", "broker.")
+        self.port = self._int(broker, "port", 1, 65535, "broker.")
+        self.keepalive_s = self._int(broker, "keepalive_s", 1, 65535, "broker.")
         self.tls: dict[str, str] | None = broker.get("tls")
         self.user = "gateway-" + self.gateway.hex()
         self.password = self._text(fields, "password", "")
@@ -72,8 +72,8 @@ class GatewayConfig:
         self.batch_ms = self._int(merged, "batch_ms", 0, 60_000)
         self.metrics_s = self._int(merged, "metrics_s", 1, 3600)
         retention = dict(DEFAULTS["retention"], **self._section(fields, "retention"))
-        self.keep_bytes = self._int(retention, "megabytes", 0, 1 << 30) << 20
-        self.keep_days = self._int(retention, "days", 0, 36_500)
+        self.keep_bytes = self._int(retention, "megabytes", 0, 1 << 30, "retention.") << 20
+        self.keep_days = self._int(retention, "days", 0, 36_500, "retention.")
 
     def __repr__(self) -> str:
         return f"GatewayConfig({self.folder}, gateway={self.gateway.hex()})"
@@ -91,18 +91,18 @@ class GatewayConfig:
                 )
         return value
 
-    def _text(self, fields: dict[str, Any], name: str, default: str) -> str:
+    def _text(self, fields: dict[str, Any], name: str, default: str, where: str = "") -> str:
         value = fields.get(name, default)
         if not isinstance(value, str) or not value:
-            raise ConfigError("not a text", f"{self.path}: {name}", "Write a text in quotes")
+            raise ConfigError("not a text", f"{self.path}: {where}{name}", "Write a text in quotes")
         return value
 
-    def _int(self, fields: dict[str, Any], name: str, low: int, high: int) -> int:
+    def _int(self, fields: dict[str, Any], name: str, low: int, high: int, where: str = "") -> int:
         value = fields.get(name)
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise ConfigError(
                 f"{value!r} is not allowed",
-                f"{self.path}: {name}",
+                f"{self.path}: {where}{name}",
                 f"Write a whole number {low}..{high}",
             )
         return value

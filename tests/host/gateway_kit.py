@@ -21,7 +21,7 @@ from edge_agent import frame as wire
 from edge_agent.cpython.signer import HostCrypto
 from edge_agent.domain import Domain, Features, VectorSpace, make_domain
 from edge_agent.outcome import Outcome
-from gateway.cli import opened
+from gateway.cli import main, opened
 from gateway.custody import Custody
 from gateway.enrol import enrol
 from gateway.keys import Registry
@@ -202,7 +202,8 @@ def make_gateway(folder: Path, port: int):
     """A folder made by `edge-gateway init`, and its configuration."""
     domain = folder.parent / "motion.domain"
     domain.write_bytes(domain_bytes())
-    gateway("init", folder, "--domain", domain, "--port", port)
+    with contextlib.redirect_stdout(None):
+        assert main(["init", str(folder), "--domain", str(domain), "--port", str(port)]) == 0
     return json.loads((folder / "gateway.json").read_text())
 
 
