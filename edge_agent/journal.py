@@ -230,31 +230,31 @@ class Journal:
         if s.next_seq >= _NEVER:
             raise JournalError("sequence numbers are used up", "journal", "Reformat the flash")
         entry = Entry(seq, bytes(frame), priority, ttl_s, self._log.age, generation, journal)
-        batch = list(self._batch)
-        if seq == s.next_seq:
-            batch.append(entry)
-        else:
-            for i in range(len(batch)):
-                if batch[i].seq == seq:
-                    batch[i] = entry
-                    break
-            else:
+        batch = self._batch
+        at = len(batch)
+        if seq != s.next_seq:
+            at = 0
+            while at < len(batch) and batch[at].seq != seq:
+                at += 1
+            if at == len(batch):
                 raise JournalError(
                     "seq %d is durable already or out of order, next is %d" % (seq, s.next_seq),
                     "journal",
                 )
+        old = batch[at : at + 1]
+        batch[at : at + 1] = [entry]
         if len(batch) > MAX_BATCH or not self._quota.feasible(s.chains, batch, priority):
+            batch[at : at + 1] = old
             s.drop(FULL, 1)
             raise JournalFull(
                 "no room for priority %d" % priority,
                 "journal",
                 "Nothing taken before is lost; deliver the backlog or raise journal.max_segments",
             )
-        if len(batch) == len(self._batch):
+        if old:
             s.drop(COALESCED, 1)
         else:
             s.next_seq = seq + 1
-        self._batch = batch
         return Ref(journal, seq, priority, 0, 0, len(frame))
 
     def sync(self, uptime_s: int = 0) -> "list[Ref]":

@@ -183,6 +183,7 @@ class Log:
         segment = Segment(chain, s.next_number[chain], entry.journal)
         s.next_number[chain] += 1
         s.chains[chain].append(segment)
+        self._keep_index(segment, array("I"))
         self.save()
         return segment
 
@@ -335,6 +336,11 @@ class Log:
             if len(index) == segment.count:
                 break
             settle(self.store, self.state, segment)
+        self._keep_index(segment, index)
+
+    def _keep_index(self, segment: Segment, index: "array[int]") -> None:
+        if segment in self._indexed:
+            self._indexed.remove(segment)
         segment.index = index
         self._indexed.append(segment)
         if len(self._indexed) > MAX_INDEXES:

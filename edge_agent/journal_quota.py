@@ -58,6 +58,7 @@ class Quota:
         self.data_segments = max_segments - quarantine_segments - BAD_KEPT
         self.reserve = reserve
         self.policy = policy
+        self._reserved = sum(reserve)
 
     def choose(self, priority: int, counts: "list[int]") -> "int | None":
         """Who gives way to a new segment of `priority`.
@@ -82,8 +83,8 @@ class Quota:
 
         More important ones go first; less important ones in the batch may be dropped.
         """
-        total = sum([len(chains[p]) for p in range(PRIORITIES)])
-        if total + len(batch) + sum(self.reserve) <= self.data_segments:
+        total = len(chains[0]) + len(chains[1]) + len(chains[2])
+        if total + len(batch) + self._reserved <= self.data_segments:
             return True
         counts = []
         entries = []
