@@ -27,7 +27,8 @@ from examples.demo.world import DEVICE, World
 
 STARTUP_S = 40.0
 SETTLE_S = 0.4  # for what already left a dead process to reach the disk
-QUIET_S = 8.0  # nothing moves for so long: what has not arrived will not
+QUIET_S = 20.0  # nothing moves for so long: what has not arrived will not
+OVER_S = 3.0  # the same, once every site says that it has nothing left to send
 ENOUGH = 4  # in flight; a kill waits a little for so many
 MEET_S = 8.0
 
@@ -117,7 +118,7 @@ class Director:
         if finished and not watch.in_flight():
             self.drained = True
             return True
-        return watch.now() - watch.moved > QUIET_S and (finished or watch.now() > QUIET_S * 2)
+        return watch.now() - watch.moved > (OVER_S if finished else QUIET_S)
 
     def _tick(self) -> None:
         watch = self.watch

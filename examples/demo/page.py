@@ -148,10 +148,10 @@ def _sites(report: Report) -> str:
     return (
         "<h2>Site by site</h2>\n"
         '<p class="soft">Each site is a process of its own with its own journal, key and ledger. '
-        "Lost: in its ledger but not in the database. Twice: one window, or one frame, that "
-        "is there twice.</p>\n"
+        "Lost: in its ledger but not in the database. Duplicates: one window, or one "
+        "frame, that is there twice.</p>\n"
         '<div class="scroll"><table><thead><tr><th>Site</th><th>Out&shy;comes</th>'
-        "<th>Deliv&shy;ered</th><th>Lost</th><th>Twice</th><th>Accuracy</th><th>Readings</th>"
+        "<th>Deliv&shy;ered</th><th>Lost</th><th>Dupli&shy;cates</th><th>Accuracy</th><th>Readings</th>"
         "<th>Frame,<br>bytes</th><th>As JSON,<br>bytes</th><th>Raw window,<br>bytes</th></tr>"
         f"</thead><tbody>{rows}</tbody><tfoot>{total}</tfoot></table></div>\n"
         f'<p class="note">{escape(report["notes"]["accuracy"])}</p>\n'
@@ -202,7 +202,7 @@ def _confusion(report: Report) -> str:
         )
         rows.append(f"<tr><th>{i + 1}&nbsp; {escape(labels[i])}</th>{cells}</tr>")
     return (
-        "<h2>What the model got right</h2>\n"
+        "<h2>Right and wrong, label by label</h2>\n"
         '<p class="soft">Rows: what the person did. Columns: what the delivered outcome says. '
         "Shade: share of the row.</p>\n"
         f'<div class="scroll"><table class="matrix"><thead><tr><th></th>{head}</tr></thead>'

@@ -159,6 +159,13 @@ def _seconds(value: float | None) -> str:
     return "never" if value is None else f"{value:.1f} s"
 
 
+def _part(count: int, whole: int) -> str:
+    """How many of `whole`, in words where that reads better."""
+    if count == whole:
+        return "all of them" if whole != 1 else "it"
+    return f"{count} of them" if count else "none of them"
+
+
 def _kill(kill: dict[str, Any], director: Director) -> dict[str, Any]:
     """One kill for the report: figures, and two or three sentences about them."""
     what, at, back = kill["what"], kill["at"], kill["back"]
@@ -184,12 +191,12 @@ def _kill(kill: dict[str, Any], director: Director) -> dict[str, Any]:
         story.append(
             f"Started again after {down} and resumed at window {resumed}"
             + (f"; {completed} ledger lines completed from its journal." if completed else ".")
-            + f" Of the {count}, {count - kill['again']} arrived without it."
+            + f" Of the {count}, {count - kill['again']} had arrived meanwhile."
         )
     elif what == "broker":
         story.append(
-            f"{count} records in flight. {kill['acknowledged']} of them the broker had already "
-            "acknowledged: clients that trust a PUBACK would have thrown them away."
+            f"{count} records in flight, {_part(kill['acknowledged'], count)} acknowledged by the "
+            "broker: a client that trusts a PUBACK would have thrown them away."
         )
         if kill["paused_s"]:
             story.append(
@@ -199,13 +206,14 @@ def _kill(kill: dict[str, Any], director: Director) -> dict[str, Any]:
             )
         story.append(f"Started again, empty, after {down}.")
     else:
-        story.append(f"{count} records in flight, {kill['acknowledged']} of them with the broker.")
+        broker = _part(kill["acknowledged"], count)
+        story.append(f"{count} records in flight, {broker} with the broker, none committed.")
         story.append(f"Started again after {down} on the same database.")
     if kill["recovered"] is None:
         story.append("Not all of them reached the database.")
     elif count:
         story.append(
-            f"All {count} were in the database {kill['recovered'] - at:.1f} s after the kill."
+            f"The last of them was in the database {kill['recovered'] - at:.1f} s after the kill."
         )
     out["back"] = back if back is not None else director.watch.now()
     out["story"] = story
@@ -234,7 +242,9 @@ def _checks(
         check(
             totals["duplicates"] == 0,
             "Nothing twice",
-            f"{totals['duplicates']:,} windows or frames are in the database more than once",
+            f"{totals['duplicates']:,} windows or frames are in the database more than once; "
+            f"{director.world.database.counters().get('duplicates', 0):,} repeats or more were "
+            "recognised",
         ),
         check(
             totals["unexplained"] == 0 and unreadable == 0,

@@ -10,9 +10,12 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
+from examples.demo.__main__ import main
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MUTANTS = ROOT / "tests" / "host" / "mutants"
@@ -30,13 +33,40 @@ def demo(tmp_path: Path, *arguments: str) -> tuple[int, dict, str]:
     return done.returncode, report, done.stdout + done.stderr
 
 
-def program(name: str, order: str) -> str:
-    return f"{sys.executable} {MUTANTS / name} {order}"
+# A kill at one step: (who dies, which figure is then wrong; None: a control, all is well).
+STEPS = {
+    "before-commit": ("gateway", None),
+    "after-commit": ("gateway", None),
+    "ack-first": ("gateway", "lost"),
+    "no-dedupe": ("gateway", "duplicates"),
+    "before-sync": ("agent", None),
+    "after-sync": ("agent", None),
+    # The gateway holds frames that no site ever committed.
+    "publish-first": ("agent", "unexplained"),
+}
 
 
-def short(kill: str) -> list[str]:
-    """Arguments for a run with one kill: less replay is enough."""
-    return ["--sites", "2", "--seconds", "7", "--kills", kill]
+def demo_with_step(tmp_path: Path, order: str) -> tuple[int, dict, str]:
+    """A run with one kill, of a process that waits for it at this step."""
+    who, _ = STEPS[order]
+    program = f"{sys.executable} {MUTANTS / (who + '_kill.py')} {order}"
+    few = ["--sites", "2", "--seconds", "5", "--kills", who]
+    return demo(tmp_path, *few, f"--{who}-cmd", program)
+
+
+@pytest.fixture(scope="module")
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    """{step: future of its run}. Two at a time: they mostly wait."""
+    wanted = [
+        item.callspec.params["order"]
+        for item in request.session.items
+        if item.path == request.path and "runs" in item.fixturenames
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        yield {
+            order: pool.submit(demo_with_step, tmp_path_factory.mktemp(order), order)
+            for order in wanted
+        }
 
 
 def test_three_kills_lose_nothing_and_repeat_nothing(tmp_path: Path):
@@ -54,56 +84,24 @@ def test_three_kills_lose_nothing_and_repeat_nothing(tmp_path: Path):
     assert "450" in said
 
 
-@pytest.mark.parametrize("order", ["before-commit", "after-commit"])
-def test_the_gateway_may_die_on_either_side_of_its_commit(tmp_path: Path, order: str):
-    code, report, said = demo(
-        tmp_path, *short("gateway"), "--gateway-cmd", program("gateway_kill.py", order)
-    )
-    assert code == 0, said
-    assert report["kills"][0]["met"] is True
+@pytest.mark.parametrize("order", STEPS)
+def test_a_kill_at_this_step_shows_exactly_what_is_broken(runs: dict, order: str):
+    code, report, said = runs[order].result()
+    wrong = STEPS[order][1]
+    assert report, said
+    assert report["kills"][0]["met"] is True, said
+    if wrong is None:
+        assert code == 0, said
+    else:
+        assert code == 1, said
+        assert report["totals"][wrong] > 0, said
+    if order == "after-sync":
+        # Synced and in no ledger: only the comparison at the restart can know of them.
+        assert report["totals"]["from_journal"] > 0, said
 
 
-@pytest.mark.parametrize("order", ["before-sync", "after-sync"])
-def test_an_agent_may_die_on_either_side_of_its_sync(tmp_path: Path, order: str):
-    code, report, said = demo(
-        tmp_path, *short("agent"), "--agent-cmd", program("agent_kill.py", order)
-    )
-    assert code == 0, said
-    assert report["kills"][0]["met"] is True
-    # Synced and in no ledger: only the comparison at the restart can know of them.
-    assert (report["totals"]["from_journal"] > 0) == (order == "after-sync")
-
-
-def test_acknowledging_before_the_commit_loses_records(tmp_path: Path):
-    code, report, said = demo(
-        tmp_path, *short("gateway"), "--gateway-cmd", program("gateway_kill.py", "ack-first")
-    )
-    assert code == 1, said
-    assert report["kills"][0]["met"] is True
-    assert report["totals"]["lost"] > 0
-
-
-def test_without_dedupe_records_arrive_twice(tmp_path: Path):
-    code, report, said = demo(
-        tmp_path, *short("gateway"), "--gateway-cmd", program("gateway_kill.py", "no-dedupe")
-    )
-    assert code == 1, said
-    assert report["kills"][0]["met"] is True
-    assert report["totals"]["duplicates"] > 0
-
-
-def test_publishing_before_the_sync_is_seen(tmp_path: Path):
-    code, report, said = demo(
-        tmp_path, *short("agent"), "--agent-cmd", program("agent_kill.py", "publish-first")
-    )
-    assert code == 1, said
-    assert report["kills"][0]["met"] is True
-    # The gateway holds frames that no site ever committed, and refuses those that took
-    # their numbers afterwards.
-    assert report["totals"]["unexplained"] > 0
-
-
-def test_ctrl_c_ends_everything_and_leaves_nothing(tmp_path: Path):
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_whatever_ends_the_demo_ends_everything(tmp_path: Path, how: signal.Signals):
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     command = [sys.executable, "-m", "examples.demo", "--quick", "--out", str(tmp_path)]
@@ -121,11 +119,17 @@ def test_ctrl_c_ends_everything_and_leaves_nothing(tmp_path: Path):
     assert list(temporary.iterdir())
     ours = [pid for pid in _running() if str(temporary) in _command(pid)]
     assert len(ours) >= 5
-    child.send_signal(signal.SIGINT)
+    child.send_signal(how)
     child.stderr.read()
-    assert child.wait(20) == 130
-    assert not [pid for pid in ours if str(temporary) in _command(pid)]
-    assert not list(temporary.iterdir())
+    assert child.wait(20) == (130 if how == signal.SIGINT else -signal.SIGKILL)
+    for _ in range(50):
+        left = [pid for pid in ours if str(temporary) in _command(pid)]
+        if not left:
+            break
+        time.sleep(0.1)
+    assert not left
+    if how == signal.SIGINT:
+        assert not list(temporary.iterdir())
     assert not (tmp_path / "demo-report.json").exists()
 
 
@@ -151,10 +155,11 @@ def _command(pid: str) -> str:
         ["--bogus"],
     ],
 )
-def test_wrong_usage_ends_with_2(tmp_path: Path, arguments: list[str]):
-    code, _, said = demo(tmp_path, *arguments)
-    assert code == 2
-    assert "error" in said
+def test_wrong_usage_ends_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    assert "error" in capsys.readouterr().err
 
 
 def test_a_gateway_that_does_not_start_ends_with_3(tmp_path: Path):
