@@ -1,5 +1,6 @@
 """What the terminal sees: progress while the demo runs, and the table at its end."""
 
+import shutil
 import sys
 import time
 from typing import Any, TextIO
@@ -20,6 +21,8 @@ class Progress:
         self.begin = time.monotonic()
         self._next = 0.0
         self._shown = False
+        plain = not (self.stream.encoding or "").lower().startswith("utf")
+        self._full, self._empty = "#." if plain else "█·"
 
     def say(self, text: str) -> None:
         """A line that stays."""
@@ -35,9 +38,10 @@ class Progress:
         if self.live:
             self._next = now + 0.2
             filled = self.width * done // max(total, 1)
-            bar = "█" * filled + "·" * (self.width - filled)
+            bar = self._full * filled + self._empty * (self.width - filled)
             line = f"{now - self.begin:6.1f} s  {bar}  {text}"
-            self.stream.write("\r\x1b[K" + line[:110])
+            room = shutil.get_terminal_size().columns - 1
+            self.stream.write("\r\x1b[K" + line[:room])
             self.stream.flush()
             self._shown = True
         else:
