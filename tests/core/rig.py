@@ -135,6 +135,7 @@ class Gateway:
         m = opened.message
         if opened.kind == frame.HELLO:
             self.nonce = m.nonce
+            self.counter = max(self.counter, m.counter)
             self.hellos.append(m)
             self.floors[m.journal] = max(m.floor, self.floors.get(m.journal, 0))
             seqs = sorted(s for j, s in self.held if j == m.journal and s >= m.floor)
