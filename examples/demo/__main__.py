@@ -69,8 +69,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     options.kills = [(name, share) for name, share in KILLS if name in chosen]
     if options.keep and Path(options.keep).exists() and any(Path(options.keep).iterdir()):
         parser.error(f"--keep: {options.keep} is not empty; name a new directory")
-    if not Path(options.out).is_dir():
-        parser.error(f"--out: {options.out} is no directory")
+    if not Path(options.out).is_dir() or not os.access(options.out, os.W_OK):
+        parser.error(f"--out: {options.out} is no directory that can be written to")
     return options
 
 

@@ -57,7 +57,8 @@ class Database:
             }
         except sqlite3.OperationalError as error:
             # Just being made, or just being opened: there is nothing yet. All else is real.
-            if error.sqlite_errorname == "SQLITE_BUSY" or "no such table" in str(error):
+            busy = error.sqlite_errorname.startswith("SQLITE_BUSY")
+            if busy or "no such table" in str(error):
                 return []
             raise
         finally:

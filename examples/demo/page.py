@@ -220,8 +220,9 @@ def _items(items: Iterable[Report]) -> str:
 
 
 def _claims(report: Report) -> str:
+    did = "proved" if report["verdict"] == "pass" else "checked"
     return (
-        f'<div class="two">\n<section><h2>What this run {"proved" if report["verdict"] == "pass" else "checked"}</h2>\n'
+        f'<div class="two">\n<section><h2>What this run {did}</h2>\n'
         f'<ul class="list yes">{_items(report["checks"])}</ul></section>\n'
         '<section><h2>What it did not prove</h2>\n<ul class="list no">'
         f"{_items({'text': text} for text in report['not_proven'])}</ul></section>\n</div>\n"
