@@ -223,16 +223,11 @@ class Config:
     def apply(self, settings: "dict[int, int]") -> "list[str]":
         """Take over the settings of a cfg message; the names of what changed.
 
-        Nothing is changed unless all of them are good. Numbers this version does not
-        know are skipped. ConfigError names the first value out of range.
+        Nothing is changed unless `check` passes. Numbers this version does not know are
+        skipped.
         """
+        self.check(settings)
         changed = []
-        for number in sorted(settings):
-            if number in REMOTE:
-                name, low, high = REMOTE[number]
-                value = settings[number]
-                if not _is_int(value) or not low <= value <= high:
-                    raise _bad("cfg setting %d (%s)" % (number, name), value, _span(low, high))
         for number in sorted(settings):
             if number in REMOTE:
                 name = REMOTE[number][0]
@@ -240,6 +235,16 @@ class Config:
                     setattr(self, name, settings[number])
                     changed.append(name)
         return changed
+
+    @staticmethod
+    def check(settings: "dict[int, int]") -> None:
+        """ConfigError for the first value out of range."""
+        for number in sorted(settings):
+            if number in REMOTE:
+                name, low, high = REMOTE[number]
+                value = settings[number]
+                if not _is_int(value) or not low <= value <= high:
+                    raise _bad("cfg setting %d (%s)" % (number, name), value, _span(low, high))
 
     def topic(self, name: str) -> str:
         """The agent's topic `name`: "up", "state", "ack", "box", "cfg"."""

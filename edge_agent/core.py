@@ -19,7 +19,6 @@ with the journal's state only, because an old ack fails on its nonce.
 """
 
 from edge_agent import frame, outcome
-from edge_agent.config import REMOTE
 from edge_agent.delivery import Delivery
 from edge_agent.effects import Event, Handle, Ids, Infer, Mint, Persist
 from edge_agent.errors import ConfigError, EdgeError, FrameError
@@ -246,7 +245,7 @@ class AgentCore:
         version = settings = None
         if kind == "cfg":
             try:
-                _check(message.settings)
+                self.settings.check(message.settings)
             except ConfigError as error:
                 self._note(out, "error", "cfg-refused", {"error": str(error)})
                 return out
@@ -439,12 +438,3 @@ def _index(labels: "list[str]", name: str, where: str) -> int:
             "the domain has no label " + repr(name), where, "Its labels: " + ", ".join(labels)
         )
     return labels.index(name)
-
-
-def _check(settings: "dict[int, int]") -> None:
-    """ConfigError for a value that Config.apply would refuse."""
-    for number in sorted(settings):
-        if number in REMOTE:
-            name, low, high = REMOTE[number]
-            if not low <= settings[number] <= high:
-                raise ConfigError("%d is not allowed" % settings[number], "cfg." + name)

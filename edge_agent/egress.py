@@ -13,7 +13,7 @@ are counted: MQTT and TLS add their own bytes.
 
 from edge_agent import cbor, frame
 from edge_agent.delivery import OFFLINE, ONLINE
-from edge_agent.errors import CborError, LocalError, StoreError
+from edge_agent.errors import CborError, LocalError
 from edge_agent.interfaces import Store
 from edge_agent.twoslot import TwoSlot
 
@@ -89,8 +89,5 @@ class Egress:
         self._saved_ms = now_ms
         if not self.since_save:
             return
-        try:
-            self._slot.save(cbor.encode(self.totals))
-        except StoreError:
-            raise
+        self._slot.save(cbor.encode(self.totals))
         self.since_save = 0

@@ -105,6 +105,9 @@ class Intake:
         out: list[Any] = []
         fields = {"error": str(error)}
         if draft is None:
+            for old in self._syncing:
+                # Some of it may be on flash: its number is taken.
+                old.coalesce = False
             self._unsynced = self._syncing + self._unsynced
             self._syncing = []
             pause = min(SYNC_RETRY_MS << min(self._sync_fails, 6), SYNC_RETRY_CAP_MS)

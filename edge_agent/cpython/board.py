@@ -8,6 +8,7 @@ from edge_agent.cpython.link_mqtt import MqttLink
 from edge_agent.cpython.signer import HostCrypto, HostEntropy
 from edge_agent.cpython.store import FileStore
 from edge_agent.delivery import OFFLINE
+from edge_agent.domain import Domain
 from edge_agent.frame import DeviceKeys
 from edge_agent.interfaces import Board, Link, Model, Sensor
 
@@ -32,21 +33,25 @@ def linux_board(
     sensor: Sensor | None = None,
     link: Link | None = None,
     make_sensor: Callable[[Config], Sensor] | None = None,
+    domain: Domain | None = None,
 ) -> Board:
     """A Board for this machine. Arguments replace what would be made from `config`.
+
+    domain: lets model and sensor be checked against what it asks for.
 
     ConfigError, StoreError, ModelError or SensorError when a part cannot be made.
     """
     if model is None:
         from edge_agent.cpython.model_litert import load_model
 
-        model = load_model(config.model)
+        model = load_model(config.model, domain=domain)
     if sensor is None:
-        if make_sensor is None:
+        if make_sensor is not None:
+            sensor = make_sensor(config)
+        else:
             from edge_agent.cpython.sensors import open_sensor
 
-            make_sensor = open_sensor
-        sensor = make_sensor(config)
+            sensor = open_sensor(config.sensor, domain)
     return Board(
         clock=LinuxClock(),
         entropy=HostEntropy(),
