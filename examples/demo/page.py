@@ -114,7 +114,7 @@ def _kills(report: Report) -> str:
         )
     return (
         "<h2>The kills, and what was in flight</h2>\n"
-        '<p class="soft">SIGKILL, one at a time, each while records were arriving. In flight '
+        '<p class="soft">SIGKILL, one at a time, in the middle of traffic. In flight '
         "means: durable at a site, not yet in the database at that moment.</p>\n"
         f'<div class="kills">{"".join(cards)}</div>\n'
     )
