@@ -105,6 +105,14 @@ def place(tmp_path):
     return folder, port, enrol_device(folder, "site")
 
 
+@pytest.fixture
+def alone(tmp_path):
+    """The file of a device whose gateway does not exist."""
+    path = tmp_path / "alone.json"
+    path.write_text(json.dumps({"agent": "0102030405060708", "key": SEED.hex()}))
+    return path
+
+
 def frames(folder):
     with opened(folder) as (_, store, _):
         return sorted(bytes(f) for (f,) in store.run("SELECT frame FROM frames"))
@@ -229,20 +237,18 @@ def test_two_devices_with_one_identity(place, tmp_path):
     assert sum(len(site.ledger) for site in sites) == 50
 
 
-def test_one_journal_has_one_owner(place, tmp_path):
-    _, _, path = place
-    Site(path, tmp_path / "journal", Windows(0))
+def test_one_journal_has_one_owner(alone, tmp_path):
+    Site(alone, tmp_path / "journal", Windows(0))
     with pytest.raises(StoreError) as caught:
-        Site(path, tmp_path / "journal", Windows(0))
+        Site(alone, tmp_path / "journal", Windows(0))
     assert str(tmp_path / "journal") in str(caught.value)
     assert caught.value.fix
 
 
-def test_a_directory_that_cannot_be_used(place, tmp_path):
-    _, _, path = place
+def test_a_directory_that_cannot_be_used(alone, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError) as caught:
-        Site(path, tmp_path / "file" / "journal", Windows(0))
+        Site(alone, tmp_path / "file" / "journal", Windows(0))
     assert "journal.path" in caught.value.fix
 
 
