@@ -123,9 +123,9 @@ def cmd_frame(args: argparse.Namespace) -> int:
 
 def cmd_journal(args: argparse.Namespace) -> int:
     """Look into a journal without changing it; the agent may be running."""
-    from edge_agent.tools import site
+    from edge_agent.tools import journal_cli
 
-    return site.journal_command(args, show)
+    return journal_cli.run(args, show)
 
 
 def cmd_feedback(args: argparse.Namespace) -> int:

@@ -18,7 +18,6 @@ from edge_agent.cpython.board import linux_board
 from edge_agent.cpython.model_litert import load_model
 from edge_agent.cpython.sensors import open_sensor
 from edge_agent.cpython.signer import HostCrypto
-from edge_agent.cpython.store import FileStore
 from edge_agent.domain import Domain
 from edge_agent.errors import ConfigError, DomainError
 from edge_agent.frame import DeviceKeys
@@ -112,9 +111,9 @@ def initialise(
             raise ConfigError(
                 f"not JSON ({error})", "--sensor", 'Like {"kind": "csv", "path": "-"}'
             )
-        if isinstance(section, dict) and isinstance(section.get("path"), str):
-            if section["path"] != "-":
-                section["path"] = os.path.abspath(section["path"])
+        source = section.get("path") if isinstance(section, dict) else None
+        if isinstance(source, str) and source != "-":
+            section["path"] = os.path.abspath(source)
         site.fields["sensor"] = section
     if journal is not None:
         site.fields.setdefault("journal", {})["path"] = os.path.abspath(journal)
@@ -194,7 +193,7 @@ async def run(
     async def take_tickets() -> None:
         while True:
             for ticket in feedback.waiting(folder):
-                if len(taken) >= TICKETS_AT_ONCE:
+                if len(taken) >= TICKETS_AT_ONCE or agent.core.status()["queued"]:
                     break
                 if ticket.name in taken:
                     continue
@@ -227,7 +226,3 @@ async def run(
             helper.cancel()
         board.store.close()
     return agent.status()
-
-
-def store_of(path: str) -> FileStore:
-    return FileStore(path)
