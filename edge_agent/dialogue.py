@@ -3,7 +3,8 @@
 Each connection begins with a fresh nonce, sent in a hello for every journal id held. An
 ack that echoes it was made after that hello. Until the first one, or for HELLO_WAIT_MS,
 the journal's records wait. When nothing is heard although something is due, the hello is
-repeated, first after `ack_timeout_s`, then at doubling intervals; records are not.
+repeated at doubling intervals; records are not. A first hello is repeated soon: a broker
+that forgot everything may have had no subscriber for it.
 
 Time: the gateway's time counts only in an ack with this connection's nonce, so an old
 ack cannot turn the clock back, and only inside the plausible window.
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from edge_agent.config import Config
 
 HELLO_WAIT_MS = 5000
+HELLO_AGAIN_MS = 2000
 ASK_AGAIN_MS = 1000  # after an ack that answers no hello of this connection
 PROBE_CAP_MS = 600000
 
@@ -40,10 +42,7 @@ class Dialogue:
         self._answered = {}
         self.silent = False
         self.grace_at = now + HELLO_WAIT_MS
-        self._calm(now)
-
-    def _calm(self, now: int) -> None:
-        self._probe_ms = 1000 * self._set.ack_timeout_s
+        self._probe_ms = HELLO_AGAIN_MS
         self.probe_at = now + self._probe_ms
 
     def answered(self, journal: bytes) -> bool:
@@ -58,7 +57,8 @@ class Dialogue:
         self._answered[journal] = True
         self.heard_ms = now
         self.silent = False
-        self._calm(now)
+        self._probe_ms = 1000 * self._set.ack_timeout_s
+        self.probe_at = now + self._probe_ms
         return first
 
     def take_time(self, utc_ms: int, now: int) -> "bool | None":
