@@ -16,6 +16,7 @@ from edge_agent.journal_quota import BAD_KEPT, PRIORITIES, Entry, Quota
 from edge_agent.journal_start import settle, start
 from edge_agent.journal_state import QUOTA, REFUSED, save
 from edge_agent.segment import (
+    ANNOUNCED,
     DAMAGED,
     FIRST,
     HEADER_BYTES,
@@ -125,7 +126,7 @@ class Log:
         self.saved = True
         for chain in s.chains:
             for segment in chain:
-                segment.announced = True
+                segment.flags |= ANNOUNCED
 
     def _reclaim(self) -> bool:
         """Free space on a full disk: replace segments that are to go by a few bytes."""
@@ -171,7 +172,7 @@ class Log:
             head = chain_list[-1]
             used = max(head.length, HEADER_BYTES) + RECORD_BYTES + len(entry.body)
             if head.journal == entry.journal and used <= self.quota.segment_bytes:
-                if not head.announced:
+                if not head.flags & ANNOUNCED:
                     self.save()
                 return head
             head.flags |= SEALED
@@ -196,6 +197,7 @@ class Log:
             out += self._header(segment)
             offset = HEADER_BYTES
         records: list[Record] = []
+        seed = segment.seed
         flags = FIRST
         begun = not fresh
         # Sealed unless the sync returns: a failed write leaves an unknown tail.
@@ -212,7 +214,7 @@ class Log:
                     e.generation,
                     flags,
                 )
-                out += pack_record(segment.seed, r, e.body)
+                out += pack_record(seed, r, e.body)
                 records.append(r)
                 flags = 0
                 offset += RECORD_BYTES + len(e.body)

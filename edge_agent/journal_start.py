@@ -157,7 +157,7 @@ def read_tail(store: Store, state: State, segment: Segment, limit: int = -1) -> 
         segment.flags |= SEALED
     if not segment.count:
         segment.length = 0  # nothing of it is believed: it is written again
-        segment.flags = 0
+        segment.flags &= ~(SEALED | DAMAGED)
     return segment.count > known
 
 

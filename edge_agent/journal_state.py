@@ -17,7 +17,7 @@ import struct
 
 from edge_agent.errors import JournalError, StoreError
 from edge_agent.interfaces import Store
-from edge_agent.segment import CHAINS, QUARANTINE, Segment, read_bytes
+from edge_agent.segment import ANNOUNCED, CHAINS, QUARANTINE, Segment, read_bytes
 
 VERSION = 1
 SLOTS = ("state0", "state1")
@@ -226,13 +226,12 @@ def _decode(r: _Reader) -> State:
         if f[0] >= CHAINS or which >= len(ids):
             raise ValueError("segment")
         segment = Segment(f[0], f[2], ids[which])
-        segment.flags = f[1]
+        segment.flags = f[1] | ANNOUNCED
         segment.first, segment.last, segment.length, segment.count = f[3:7]
         segment.stamp, segment.next_index, segment.generation = f[8:11]
-        for _ in range(2 * f[11]):
-            segment.freed.append(r.fields(">I")[0])
+        if f[11]:
+            segment.freed = [r.fields(">I")[0] for _ in range(2 * f[11])]
         segment.freed_count = f[7]
-        segment.announced = True
         s.chains[segment.chain].append(segment)
     return s
 

@@ -46,8 +46,10 @@ FIRST = 1  # record flag: first of its sync
 
 SEALED = 1  # segment flags
 DAMAGED = 2
+ANNOUNCED = 4  # a durable state names it
 
 MAX_RANGES = 32  # freed ranges kept for one segment
+_NO_RANGES: "list[int]" = []  # shared by all segments without frees, never changed
 _BLOCK = 2048  # bytes read at a time
 _EIO = 5
 _ENOENT = 2
@@ -146,7 +148,6 @@ class Segment:
     """
 
     __slots__ = (
-        "announced",
         "chain",
         "count",
         "first",
@@ -160,7 +161,6 @@ class Segment:
         "length",
         "next_index",
         "number",
-        "seed",
         "skip",
         "stamp",
     )
@@ -178,13 +178,16 @@ class Segment:
         self.generation = 255
         self.flags = 0
         self.next_index = 0
-        self.freed: list[int] = []
-        # The rest lives in RAM only: whether a durable state knows this segment, the
-        # seqs of its records (built when needed), and where the first unfreed one is.
-        self.announced = False
+        self.freed: list[int] = _NO_RANGES
+        # In RAM only: the seqs of the records, built when needed, and where the first
+        # record is that is not freed.
         self.index: array[int] | None = None
         self.skip = 0
-        self.seed = binascii.crc32(journal + struct.pack(">IB", number, chain))
+
+    @property
+    def seed(self) -> int:
+        """Where the CRC of this segment's records starts."""
+        return binascii.crc32(self.journal + struct.pack(">IB", self.number, self.chain))
 
     @property
     def name(self) -> str:
@@ -345,14 +348,15 @@ def walk(store: Store, segment: Segment, offset: int, end: int) -> "Iterator[Rec
     Behind a hole every byte is tried as the start of a record: the CRC decides.
     """
     window = _Window(store, segment.name, end)
+    seed = segment.seed
     seq = 0
     while offset < end:
-        record = _record_at(window, offset, segment.seed)
+        record = _record_at(window, offset, seed)
         if record is None or record.seq <= seq:
             yield None
             offset += 1
             while offset < window.end:
-                record = _record_at(window, offset, segment.seed)
+                record = _record_at(window, offset, seed)
                 if record is not None and record.seq > seq:
                     break
                 offset += 1
