@@ -19,7 +19,7 @@ from edge_agent.cpython.model_litert import load_model
 from edge_agent.cpython.sensors import open_sensor
 from edge_agent.cpython.signer import HostCrypto
 from edge_agent.domain import Domain
-from edge_agent.errors import ConfigError, DomainError
+from edge_agent.errors import ConfigError, RemoteError
 from edge_agent.frame import DeviceKeys
 from edge_agent.interfaces import Model
 
@@ -28,14 +28,21 @@ TICKETS_AT_ONCE = 4  # the agent's queue is short, and windows come first
 
 
 def load_domain(path: "str | os.PathLike[str]") -> Domain:
-    """A domain file, its signature checked. ConfigError, DomainError."""
+    """A domain file, its signature checked. ConfigError."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         raise ConfigError(
             error.strerror or str(error), f"domain {path}", "Give the file of your domain"
         )
-    return Domain.load(data, HostCrypto())
+    try:
+        return Domain.load(data, HostCrypto())
+    except RemoteError as error:
+        raise ConfigError(
+            f"no domain file, or a damaged one ({error})",
+            f"domain {path}",
+            "Use the file that the domain's owner signed",
+        )
 
 
 class Site:
@@ -157,7 +164,7 @@ def keys_and_domain(path: str) -> "tuple[DeviceKeys, Domain | None]":
     site = Site(path)
     try:
         return site.keys(), site.domain
-    except (ConfigError, DomainError):
+    except ConfigError:
         return site.keys(), None
 
 
