@@ -12,7 +12,7 @@ The input's memory is reused while the model runs: write it before every invocat
 
 from . import kernels, planner
 from .errors import ModelError
-from .flatbuffer import Graph
+from .flatbuffer import FLOAT32, UINT8, Graph
 from .memory import allocate, raw, signed
 from .op_resolver import missing, prepare
 
@@ -34,15 +34,11 @@ class TensorInfo:
     """
 
     def __init__(self, graph: Graph, index: int) -> None:
-        from .names import type_name
-
         tensor = graph.tensor(index)
-        self.index = index
         self.where = graph.where(index)
         self.shape = tensor.shape
         self.size = tensor.size
-        self.kind = tensor.kind
-        self.type = type_name(tensor.kind)
+        self.type = {FLOAT32: "float32", UINT8: "uint8"}.get(tensor.kind, "int8")
         self.scale_bits, self.scale, self.zero_point = 0, 0.0, 0
         if tensor.scales[1] == 1:
             import struct
@@ -136,7 +132,7 @@ class Interpreter:
         return self._steps
 
     def input(self, index: int = 0) -> "Any":
-        """Writable view of an input's bytes as signed items."""
+        """Writable view of an input's bytes as signed items. Files can `readinto` it."""
         return self._inputs[index]
 
     def set_input(self, data: "Any", index: int = 0) -> None:
@@ -178,7 +174,10 @@ def _read_files(path: str, plan: "Any") -> "tuple[Any, Any]":
             try:
                 model: Any = memoryview(file)  # type: ignore[arg-type]  # a file in ROMFS
             except TypeError:
-                model = file.read()
+                # read() would grow its buffer step by step and leave holes in the heap.
+                model = bytearray(file.seek(0, 2))
+                file.seek(0)
+                file.readinto(model)
     except OSError as error:
         raise ModelError("cannot be read: %s" % error, path)
     except MemoryError:

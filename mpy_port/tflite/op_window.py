@@ -76,7 +76,7 @@ def _multipliers(c: Call, x: Tensor, w: Tensor, out: Tensor) -> "tuple[array[int
 
 
 def _zero_weights(c: Call, w: Tensor) -> None:
-    """Convolutions take symmetric weights only."""
+    """Weights are symmetric; the reference kernels do not look at their zero points."""
     r = c.graph.reader
     at, count = w.zeros
     for k in range(count):
@@ -116,7 +116,7 @@ def _convolution(c: Call, depthwise: bool) -> "Step":
     p = array(
         "i",
         (n, ih, iw, ic, oh, ow, oc, kh, kw, sh, sw, dh, dw, ph, pw)
-        + (c.zero(x), c.zero(out), low, high, 1 if scales > 1 else 0, fc, 0),
+        + (c.zero(x), c.zero(out), low, high, 1 if scales > 1 else 0, fc),
     )
     mul, shift = _multipliers(c, x, w, out)
     name = "depthwise_conv_2d" if depthwise else "conv_2d"
@@ -144,13 +144,11 @@ def fully_connected(c: Call) -> "Step":
         raise c.fail("weights %s for %s to %s" % (w.shape, x.shape, out.shape))
     low, high = c.activation(r.byte(table, 0), out)
     view, scales = _weights(c, w, oc, 0)
-    if scales > 1:
-        _zero_weights(c, w)
-    zw = c.zero(w) if scales == 1 else 0
+    _zero_weights(c, w)
     p = array(
         "i",
         (1, 1, rows, depth, 1, rows, oc, 1, 1, 1, 1, 1, 1, 0, 0)
-        + (c.zero(x), c.zero(out), low, high, 1 if scales > 1 else 0, depth, zw),
+        + (c.zero(x), c.zero(out), low, high, 1 if scales > 1 else 0, depth),
     )
     bias = _bias(c, oc)
     mul, shift = _multipliers(c, x, w, out)
@@ -177,7 +175,7 @@ def _pool(c: Call, name: str) -> "Step":
     p = array(
         "i",
         (n, ih, iw, ic, oh, ow, ic, kh, kw, sh, sw, 1, 1, ph, pw)
-        + (c.zero(x), c.zero(out), low, high, 0, 1, 0),
+        + (c.zero(x), c.zero(out), low, high, 0, 1),
     )
     return c.kernel(name, c.data(out), c.data(x), p)
 

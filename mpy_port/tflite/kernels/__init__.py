@@ -22,11 +22,11 @@ as little as they can. Array types: bias 'i', mul 'i', shift 'b', p 'i'.
     quantize(out, x, p)           x: float32     dequantize(out, x, p)    out: float32
     multipliers(mul, shift, scales, p) -> int          at load; see below
 
-Convolutions, pooling, fully connected: p is indexed by the constants N to ZW. Output
-(y, x, c) is bias[c] + the sum of (input - ZI) * (weight - ZW) over the taps inside the
-input, at rows y * SH - PH + ky * DH; then `quantize.scaled` by mul and shift, plus ZO,
-clamped to LO..HI. mul and shift have OC entries when PER is 1, else one. ZW is non-zero
-for fully_connected only. Pooling uses N to PW, LO and HI.
+Convolutions, pooling, fully connected: p is indexed by the constants N to FC. Output
+(y, x, c) is bias[c] + the sum of (input - ZI) * weight over the taps inside the input, at
+rows y * SH - PH + ky * DH; then `quantize.scaled` by mul and shift, plus ZO, clamped to
+LO..HI. mul and shift have OC entries when PER is 1, else one. Pooling uses N to PW, LO
+and HI.
 
 add, mul: p = 4 dimensions of the output, 4 strides of a, 4 of b (0 where broadcast), za,
 zb, zo, lo, hi, mul, shift, then for add: mul and shift of a, mul and shift of b. add
@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 (
-    N, IH, IW, IC, OH, OW, OC, KH, KW, SH, SW, DH, DW, PH, PW, ZI, ZO, LO, HI, PER, FC, ZW,
-) = range(22)  # fmt: skip
+    N, IH, IW, IC, OH, OW, OC, KH, KW, SH, SW, DH, DW, PH, PW, ZI, ZO, LO, HI, PER, FC,
+) = range(21)  # fmt: skip
 # FC: input channels that one filter sees (IC, or IC / groups); channel multiplier for depthwise.
 
 # Best first: (name, module in this package).
@@ -72,6 +72,8 @@ def load(tier: "str | None" = None) -> "list[Any]":
         try:
             found.append(__import__(__name__ + "." + module, None, None, ("accepts",), 0))
         except ImportError as error:
+            if name == "python":
+                raise  # it needs nothing that could be missing
             if name == tier:
                 raise ModelError("kernel tier %s is not usable here: %s" % (tier, error))
     return found

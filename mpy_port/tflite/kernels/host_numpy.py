@@ -29,7 +29,6 @@ from . import (
     SW,
     ZI,
     ZO,
-    ZW,
     N,
 )  # fmt: skip
 
@@ -118,7 +117,7 @@ def fully_connected(
     out: "Any", x: "Any", w: "Any", bias: "Any", mul: "Any", shift: "Any", p: "Any"
 ) -> None:
     rows = _int8(x).reshape(p[OW], p[IC]).astype(np.float64) - p[ZI]
-    weights = _int8(w).reshape(p[OC], p[IC]).astype(np.float64) - p[ZW]
+    weights = _int8(w).reshape(p[OC], p[IC]).astype(np.float64)
     acc = (rows @ weights.T).astype(np.int64) + np.frombuffer(bias, np.int32)
     _store(out, _scaled(acc, mul, shift), p[ZO], p[LO], p[HI])
 

@@ -39,7 +39,6 @@ from . import (
     SW,
     ZI,
     ZO,
-    ZW,
     N,
 )  # fmt: skip
 
@@ -135,7 +134,7 @@ def fully_connected(
     out: "Any", x: "Any", w: "Any", bias: "Any", mul: "Any", shift: "Any", p: "Any"
 ) -> None:
     depth, oc = p[IC], p[OC]
-    zi, zo, zw, lo, hi, per = p[ZI], p[ZO], p[ZW], p[LO], p[HI], p[PER]
+    zi, zo, lo, hi, per = p[ZI], p[ZO], p[LO], p[HI], p[PER]
     for c in range(oc):
         row = signed(w[c * depth : c * depth + depth])
         q = c * per
@@ -144,7 +143,7 @@ def fully_connected(
             i = r * depth
             acc = bias[c]
             for j in range(depth):
-                acc += (x[i + j] - zi) * (row[j] - zw)
+                acc += (x[i + j] - zi) * row[j]
             v = scaled(acc, m, s) + zo
             out[r * oc + c] = lo if v < lo else hi if v > hi else v
 
