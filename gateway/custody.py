@@ -52,9 +52,8 @@ class Plan:
 
     def __init__(self, now_ms: int) -> None:
         self.now_ms = now_ms
-        self.rows: list[tuple[Any, ...]] = []
-        self.frames: list[bytes] = []
-        self.feedback: list[tuple[Any, ...]] = []
+        # (stream, seq, columns of the row after these two, frame, outcome)
+        self.rows: list[tuple[Stream, int, tuple[Any, ...], bytes, Any]] = []
         self.conflicts: list[tuple[Any, ...]] = []
         self.rejected: dict[str, int] = {}
         self.samples: list[tuple[Any, ...]] = []
@@ -233,30 +232,20 @@ class Custody:
         agent, record, digest, _, generation = verdict
         journal, seq = record.journal, record.seq
         stream = self._streams.get((agent, journal)) or self._stream(agent, journal, seq)
-        row = self._next_row
-        self._next_row = row + 1
         now_ms = plan.now_ms
         utc_s = record.utc_s
         outcome = record.outcome
-        plan.rows.append(
-            (
-                row,
-                stream.id,
-                seq,
-                record.boot,
-                record.uptime_ms,
-                utc_s if utc_s and plausible(utc_s, now_ms) else None,
-                now_ms,
-                outcome.label,
-                outcome.confidence,
-                outcome.result,
-            )
+        columns = (
+            record.boot,
+            record.uptime_ms,
+            utc_s if utc_s and plausible(utc_s, now_ms) else None,
+            now_ms,
+            outcome.label,
+            outcome.confidence,
+            outcome.result,
         )
-        plan.frames.append(payload)
-        if outcome.about is not None:
-            plan.feedback.append((outcome.about, row, outcome.result, outcome.label))
+        plan.rows.append((stream, seq, columns, payload, outcome))
         stream.held.add(seq)
-        stream.recent[seq] = row
         stream.last_ms = now_ms
         stream.dirty = True
         stream.boot(record.boot).observe(record.uptime_ms, utc_s or 0, now_ms)
@@ -267,8 +256,6 @@ class Custody:
         if wanted is None:
             wanted = plan.wanted[stream] = RangeSet()
         wanted.add(seq)
-        plan.count("accepted")
-        plan.count("bytes", len(payload))
 
     def _refuse(self, plan: Plan, stream: Stream, seq: int, reason: str) -> None:
         entry = (seq, wire.REASONS[reason])
@@ -307,9 +294,7 @@ class Custody:
         store = self.store
         try:
             if plan.rows:
-                store.insert_outcomes(plan.rows, plan.frames)
-            if plan.feedback:
-                store.insert_feedback(plan.feedback)
+                self._insert(plan)
             for conflict in plan.conflicts:
                 store.insert_conflict(*conflict)
             for reason, count in plan.rejected.items():
@@ -333,6 +318,28 @@ class Custody:
         self.counters.add(plan.counts)
         for reason, count in plan.rejected.items():
             self.counters.add({"rejected_" + reason.replace("-", "_"): count})
+
+    def _insert(self, plan: Plan) -> None:
+        """Give the accepted outcomes their rows: by stream and number, so that frames that
+        are alike lie together and identities make few runs."""
+        accepted = plan.rows
+        accepted.sort(key=lambda entry: (entry[0].id, entry[1]))
+        row = self._next_row
+        rows = []
+        feedback = []
+        for stream, seq, columns, _, outcome in accepted:
+            rows.append((row, stream.id, seq, *columns))
+            stream.recent[seq] = row
+            if outcome.about is not None:
+                feedback.append((outcome.about, row, outcome.result, outcome.label))
+            row += 1
+        self._next_row = row
+        frames = [entry[3] for entry in accepted]
+        self.store.insert_outcomes(rows, frames)
+        if feedback:
+            self.store.insert_feedback(feedback)
+        plan.count("accepted", len(frames))
+        plan.count("bytes", sum(map(len, frames)))
 
     def _retire(self, agent: bytes, oldest: int, now_ms: int) -> None:
         # A device that keeps several journals says hello for each: all of them count.

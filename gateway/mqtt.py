@@ -27,6 +27,7 @@ import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
 from edge_agent.errors import LinkError, StoreError
+from gateway.client import BatchClient
 from gateway.config import GatewayConfig
 from gateway.custody import Custody, Plan
 
@@ -60,6 +61,7 @@ class Bridge:
         self.counters = custody.counters
         self.housekeeping = housekeeping
         self.online: dict[str, bool] = {}
+        self._topics: dict[bytes, str] = {}
         self._pending: list[Message] = []
         self._first = 0.0
         self._stopping = False
@@ -73,9 +75,9 @@ class Bridge:
         self._wake_w.setblocking(False)
         self.client = self._client()
 
-    def _client(self) -> paho.Client:
+    def _client(self) -> BatchClient:
         config = self.config
-        client = paho.Client(
+        client = BatchClient(
             CallbackAPIVersion.VERSION2,
             client_id=config.user,
             clean_session=False,
@@ -90,8 +92,6 @@ class Bridge:
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
-        # With this callback paho leaves writing to us: one pass per batch.
-        client.on_socket_register_write = lambda *_: None
         return client
 
     # -- callbacks ------------------------------------------------------------------
@@ -116,17 +116,30 @@ class Bridge:
         self._connected = False
 
     def _on_message(self, _client: paho.Client, _data: Any, message: paho.MQTTMessage) -> None:
+        """What BatchClient leaves to paho."""
         try:
-            topic = message.topic
+            topic = message.topic.encode()
         except UnicodeDecodeError:
-            topic = ""
-        payload = bytes(message.payload)
+            topic = b""
+        self._arrived(topic, bytes(message.payload), message.mid if message.qos else 0)
+
+    def _arrived(self, raw: bytes, payload: bytes, mid: int) -> None:
+        topic = self._topics.get(raw)
+        if topic is None:
+            topic = raw.decode("utf-8", "replace")
+            if len(self._topics) < 10_000:
+                self._topics[raw] = topic
         if topic.endswith("/state"):
             self._note_state(topic, payload)
+            if mid:
+                self.client.ack(mid, 1)
             return
         if not self._pending:
             self._first = time.monotonic()
-        self._pending.append((topic, payload, message.mid if message.qos else 0))
+        self._pending.append((topic, payload, mid))
+
+    def _wanted(self) -> bool:
+        return len(self._pending) < self.config.batch
 
     def _note_state(self, topic: str, payload: bytes) -> None:
         agent = topic[len(self.config.root) + 1 : -len("/state")]
@@ -213,19 +226,15 @@ class Bridge:
         if sock is None:
             self._connected = False
             return
-        writers = [sock] if self.client.want_write() else []
+        client = self.client
+        writers = [sock] if client.want_write() else []
+        if client.buffered():
+            wait = 0
         ready, writable, _ = select.select([sock, self._wake_r], writers, [], wait)
         if writable:
-            self.client.loop_write()
-        if sock in ready:
-            batch = self.config.batch
-            pending = self._pending
-            while True:
-                before = len(pending)
-                if self.client.loop_read() != paho.MQTT_ERR_SUCCESS:
-                    break
-                if len(pending) == before or len(pending) >= batch:
-                    break
+            client.loop_write()
+        if sock in ready or client.buffered():
+            client.take(self._arrived, self._wanted)
         if self._wake_r in ready:
             self._wake_r.recv(64)
 

@@ -31,7 +31,7 @@ CHECK_BYTES = 64 << 20
 SAMPLES_PER_REASON = 20
 CONFLICTS_KEPT = 10_000
 # Small pages: every commit rewrites a few part-filled ones. Measured by benchmarks/ingest.py.
-PAGE = 1024
+PAGE = 512
 CHECKPOINT_PAGES = 4000
 
 _DAMAGED = (
@@ -149,7 +149,7 @@ class Store:
 
     def _error(self, error: Exception) -> StoreError:
         """What to tell a person about `error`."""
-        text, where = str(error), str(self.path)
+        text, where = " ".join(str(error).split()), str(self.path)
         code = getattr(error, "errno", 0) or 0
         if isinstance(error, ValueError):
             return StoreError(

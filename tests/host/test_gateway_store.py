@@ -297,6 +297,22 @@ def test_retention_does_not_disturb_ingest(tmp_path):
     bench.close()
 
 
+def test_frames_of_one_stream_lie_together(tmp_path):
+    """Whatever the order of arrival: fewer bytes, fewer runs."""
+    bench = Bench(tmp_path)
+    one, two = bench.device(), bench.device()
+    batch = []
+    for seq in (3, 1, 2):
+        batch += [(one.topic(), one.outcome(seq)), (two.topic(), two.outcome(seq))]
+    plan = bench.custody.judge(batch, bench.now)
+    bench.custody.commit(plan)
+    assert [seq for (seq,) in bench.rows("seq")] == [1, 2, 3, 1, 2, 3]
+    bench.custody.merge()
+    assert bench.store.run("SELECT count, first_id FROM runs").fetchall() == [(3, 1), (3, 4)]
+    assert sorted(bench.frames()) == sorted(frame for _, frame in batch)
+    bench.close()
+
+
 def test_the_page_size_is_the_measured_one(tmp_path):
     store = Store(tmp_path / "g.db")
     assert store.run("PRAGMA page_size").fetchone() == (store_module.PAGE,)
