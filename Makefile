@@ -3,9 +3,11 @@
 #   make test      everything CI runs
 # More:
 #   make bench     every benchmark, beside its peer; exit 1 below a goal
+#   make micropython  build MicroPython: .mpy compiler, 32-bit interpreter, QEMU firmware
+#   make core32    the core's tests on a 32-bit MicroPython with 32-bit floats, as on a board
 #   make models    train and write the shipped model again
 #   make clean     remove what the above made
-.PHONY: help demo test venv debian lint types core host bench models clean
+.PHONY: help demo test venv debian lint types core core32 micropython host bench models clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -38,6 +40,13 @@ types: venv
 core: venv
 	$(BIN)/python tests/core/run.py
 	$(BIN)/micropython tests/core/run.py
+
+micropython:
+	@sh tools/micropython.sh
+
+core32:
+	@sh tools/micropython.sh micropython32
+	.cache/micropython/micropython32 -X heapsize=8M tests/core/run.py
 
 host: venv debian
 	$(BIN)/python -m pytest -q

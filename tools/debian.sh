@@ -1,8 +1,9 @@
 #!/bin/sh
-# Install the Debian packages that tests use beside Python's, or name them (exit 3).
+# Install Debian packages, or name them (exit 3).
+#   sh tools/debian.sh [PACKAGE ...]      by default what the tests use beside Python
 set -eu
 missing=""
-for package in mosquitto; do
+for package in ${*:-mosquitto}; do
     dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' ||
         missing="$missing $package"
 done
