@@ -72,6 +72,8 @@ class Interpreter:
         plan: "Any" = None,
         arena_limit: int = ARENA_LIMIT,
     ) -> None:
+        if hasattr(model, "__fspath__"):
+            model = model.__fspath__()
         if isinstance(model, str):
             model, plan = _read_files(model, plan)
         modules = kernels.load(tier)

@@ -147,7 +147,7 @@ def test_plan_beside_the_model_is_found(zoo, tmp_path):
     model, feeds = zoo["network_mobilenet"]
     path = tmp_path / "mobilenet.tflite"
     path.write_bytes(model)
-    assert not Interpreter(str(path)).planned
+    assert not Interpreter(path).planned
     (tmp_path / "mobilenet.tflite.plan").write_bytes(planner.make_plan(model)[0])
     loaded = Interpreter(str(path))
     assert (loaded.planned, loaded.arena_bytes) == (True, 55_296)
