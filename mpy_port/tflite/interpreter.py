@@ -79,6 +79,7 @@ class Interpreter:
         modules = kernels.load(tier)
         self.tier = kernels.tier_name(modules[0])
         self.planned = plan is not None
+        self.arena_bytes = 0
         graph = Graph(model)
         lacking = missing(graph)
         if lacking:
@@ -90,8 +91,6 @@ class Interpreter:
         except MemoryError:
             need = " (the arena has %d bytes)" % self.arena_bytes if self.arena_bytes else ""
             raise ModelError("too little heap" + need, "model", "Use a smaller model or a plan")
-
-    arena_bytes = 0
 
     def _load(self, graph: Graph, modules: "list[Any]", plan: "Any", limit: int) -> None:
         layout = planner.layout(graph)
