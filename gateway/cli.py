@@ -145,8 +145,15 @@ def do_init(options: argparse.Namespace) -> int:
 
 def do_run(options: argparse.Namespace) -> int:
     with opened(options.dir, owner=True) as (config, store, registry):
+        domains = Domains(config.domains)
+        if not domains:
+            raise ConfigError(
+                "no domain file: every record would be refused and set aside by its device",
+                str(config.domains),
+                "Copy one there",
+            )
         enrol.tell_brokers(config, registry)
-        custody = Custody(store, registry, Domains(config.domains), config.root)
+        custody = Custody(store, registry, domains, config.root)
         retention = Retention(store, config.keep_bytes, config.keep_days)
 
         def housekeeping(now: int) -> None:

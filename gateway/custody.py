@@ -14,11 +14,11 @@ No sockets and no clock: `now_ms` is an argument. The caller owns the database.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from edge_agent import frame as wire
-from edge_agent.errors import RemoteError
+from gateway.down import Down
 from gateway.ingest import (
     CLOSED,
     Accepted,
@@ -30,44 +30,17 @@ from gateway.ingest import (
 )
 from gateway.keys import Registry
 from gateway.metrics import Counters
+from gateway.plan import Plan
+from gateway.queries import stream_key
 from gateway.ranges import RangeSet
-from gateway.store import Store, stream_key
+from gateway.store import Store
 from gateway.stream import Stream
 from gateway.timebase import Boot, plausible, settle
 
-RANGES_MAX = 16
-REFUSED_MAX = 8
 # Rows between two merges; also what a restart reads again.
 MERGE_ROWS = 4096
-# Down counters are reserved this far ahead, so that they are not written every time.
-RESERVE = 60_000
-# A device's counter may pull ours this far ahead; one broken device must not use it up.
-COUNTER_TRUST_MS = 10 * 365 * 86_400_000
 # A flood of bad frames must not turn into a flood of writes.
 SAMPLES_PER_BATCH = 8
-
-
-class Plan:
-    """One judged batch: what to write, and what to answer once it is written."""
-
-    def __init__(self, now_ms: int) -> None:
-        self.now_ms = now_ms
-        # (stream, seq, columns of the row after these two, frame, outcome)
-        self.rows: list[tuple[Stream, int, tuple[Any, ...], bytes, Any]] = []
-        self.conflicts: list[tuple[Any, ...]] = []
-        self.rejected: dict[str, int] = {}
-        self.samples: list[tuple[Any, ...]] = []
-        # Per stream: what to acknowledge, what to refuse. Also those that said hello.
-        self.wanted: dict[Stream, RangeSet] = {}
-        self.refused: dict[Stream, list[tuple[int, int]]] = {}
-        # Streams that said hello, and whether it was a new one.
-        self.greeted: dict[Stream, bool] = {}
-        self.hashes: dict[tuple[int, int], bytes] = {}
-        self.retire: dict[bytes, int] = {}
-        self.counts: dict[str, int] = {}
-
-    def count(self, name: str, by: int = 1) -> None:
-        self.counts[name] = self.counts.get(name, 0) + by
 
 
 class Custody:
@@ -95,17 +68,11 @@ class Custody:
         store = self.store
         self._streams: dict[tuple[bytes, bytes], Stream] = {}
         self._by_id: dict[int, Stream] = {}
-        self._generations: dict[bytes, int] = {}
-        self._device_counter: dict[bytes, int] = {}
-        self._newest_nonce: dict[bytes, bytes] = {}
+        self.down = Down(store, self.registry, self.counters)
         for row in sorted(store.streams(), key=lambda r: r[14]):
             stream = Stream.from_row(row)
             self._keep(stream)
-            self._device_counter[stream.agent] = max(
-                self._device_counter.get(stream.agent, 0), stream.hello.get("counter", 0)
-            )
-            if stream.nonces:
-                self._newest_nonce[stream.agent] = stream.nonce()
+            self.down.remember(stream)
         for stream_id, number, *values in store.boots():
             low, high, last_up, clocked, floor, ceiling = values
             self._by_id[stream_id].boots[number] = Boot(
@@ -113,7 +80,6 @@ class Custody:
             )
         self._merged = store.meta("merged", 0)
         self._next_row = store.last_outcome() + 1
-        self._counter = self._counter_end = int(store.meta("counter", 0))
         for outcome, stream_id, seq, boot, uptime, utc_s, arrival in store.tail(self._merged):
             stream = self._by_id[stream_id]
             stream.held.add(seq)
@@ -201,6 +167,7 @@ class Custody:
         elif isinstance(verdict, Duplicate):
             agent, journal, seq = verdict.identity
             stream = self._streams[agent, journal]
+            self.down.saw_key(agent, verdict.generation)
             stream.duplicates += 1
             stream.dirty = True
             plan.wanted.setdefault(stream, RangeSet()).add(seq)
@@ -249,8 +216,7 @@ class Custody:
         stream.last_ms = now_ms
         stream.dirty = True
         stream.boot(record.boot).observe(record.uptime_ms, utc_s or 0, now_ms)
-        if generation > self._generations.get(agent, -1):
-            self._generations[agent] = generation
+        self.down.saw_key(agent, generation)
         plan.hashes[stream.id, seq] = digest
         wanted = plan.wanted.get(stream)
         if wanted is None:
@@ -268,18 +234,13 @@ class Custody:
         stream = self._stream(agent, hello.journal, hello.floor)
         forks = stream.forks
         new = not stream.heard(hello.nonce)  # a broker may deliver one again
-        lost = stream.greet(hello, plan.now_ms)
+        lost = stream.greet(hello, plan.now_ms, generation)
         if lost:
             plan.count("lost_by_restore", lost)
         if stream.forks > forks:
             plan.count("forks")
         stream.boot(hello.boot).observe(hello.uptime_ms, hello.utc_s or 0, plan.now_ms)
-        self._generations[agent] = generation
-        self._newest_nonce[agent] = hello.nonce
-        self._device_counter[agent] = max(self._device_counter.get(agent, 0), hello.counter)
-        if self._counter < hello.counter < plan.now_ms + COUNTER_TRUST_MS:
-            # This gateway's clock or database went back: go on where the device is.
-            self._counter = hello.counter
+        self.down.greeted(agent, hello, generation, plan.now_ms)
         if hello.oldest_generation:
             plan.retire[agent] = min(
                 plan.retire.get(agent, 256), hello.oldest_generation, generation
@@ -308,7 +269,7 @@ class Custody:
                 store.drop_tombstones(stream.id, stream.floor)
             for agent, oldest in plan.retire.items():
                 self._retire(agent, oldest, plan.now_ms)
-            self._reserve(plan)
+            self.down.reserve(plan.now_ms, len(plan.wanted) + len(plan.refused))
             if self._next_row - 1 - self._merged >= MERGE_ROWS:
                 self._merge()
             store.commit()
@@ -360,12 +321,6 @@ class Custody:
             self.abandon()
             raise
         self.counters.add({"rejected": 1, "rejected_internal": 1})
-
-    def _reserve(self, plan: Plan) -> None:
-        needed = max(self._counter, plan.now_ms) + len(plan.wanted) + len(plan.refused) + 64
-        if needed > self._counter_end:
-            self._counter_end = needed + RESERVE
-            self.store.set_meta("counter", self._counter_end)
 
     def abandon(self) -> None:
         """Undo the open transaction and everything it did to memory."""
@@ -426,63 +381,20 @@ class Custody:
 
     # -- answers --------------------------------------------------------------------
 
-    def next_counter(self, agent: bytes, now_ms: int) -> int:
-        """The next down counter for a device: greater than any used, even by a gateway
-        whose database was lost."""
-        counter = max(self._counter + 1, now_ms, self._device_counter.get(agent, 0) + 1)
-        if counter <= self._counter_end:
-            self._counter = counter
-        self._device_counter[agent] = counter
-        return counter
-
     def answers(self, plan: Plan) -> list[tuple[str, bytes]]:
         """(topic, sealed ack) for a committed plan."""
-        out = []
+        out: list[tuple[str, bytes]] = []
         streams = dict.fromkeys(plan.wanted)
         streams.update(dict.fromkeys(plan.refused))
         streams.update(dict.fromkeys(plan.greeted))
         for stream in streams:
-            out.extend(self._acks(plan, stream))
+            topic = f"{self.root}/{stream.agent.hex()}/ack"
+            out.extend((topic, payload) for payload in self.down.acks(plan, stream))
         return out
 
-    def _acks(self, plan: Plan, stream: Stream) -> list[tuple[str, bytes]]:
-        ranges = stream.answer(plan.wanted.get(stream, RangeSet()), plan.greeted.get(stream, False))
-        refused = plan.refused.get(stream, [])
-        keys = self.registry(stream.agent, self._generation(stream.agent))
-        if keys is None:
-            return []  # revoked between commit and answer
-        nonce = stream.nonce() or self._newest_nonce.get(stream.agent, b"")
-        topic = f"{self.root}/{stream.agent.hex()}/ack"
-        must = sum(1 for entry in ranges if self._wanted(plan, stream, entry))
-        parts = max(-(-must // RANGES_MAX), -(-len(refused) // REFUSED_MAX), 1)
-        out = []
-        for part in range(parts):
-            ack = wire.Ack(
-                stream.journal,
-                tuple(ranges[part * RANGES_MAX : (part + 1) * RANGES_MAX]),
-                tuple(refused[part * REFUSED_MAX : (part + 1) * REFUSED_MAX]),
-                nonce,
-                plan.now_ms,
-                self.next_counter(stream.agent, plan.now_ms),
-            )
-            try:
-                out.append((topic, wire.seal(keys, ack)))
-            except RemoteError:
-                # A device that claims the last counter there is cannot be answered again.
-                self.counters.add({"unanswered": 1})
-        return out
-
-    @staticmethod
-    def _wanted(plan: Plan, stream: Stream, entry: tuple[int, int]) -> bool:
-        wanted = plan.wanted.get(stream)
-        return wanted is not None and bool(wanted.clipped(*entry))
-
-    def _generation(self, agent: bytes) -> int:
-        found = self._generations.get(agent)
-        if found is None:
-            device = self.registry.device(agent)
-            found = device.generation if device else 0
-        return int(found)
+    def next_counter(self, agent: bytes, now_ms: int) -> int:
+        """The next down counter for a device, for messages other than acks."""
+        return self.down.next_counter(agent, now_ms)
 
 
 def _runs(stream: Stream) -> list[tuple[int, int, int]]:
@@ -496,8 +408,3 @@ def _runs(stream: Stream) -> list[tuple[int, int, int]]:
                 continue
         runs.append([seq, 1, row])
     return [(stream_key(stream.id, seq), count, row) for seq, count, row in runs]
-
-
-def batch_bytes(batch: Sequence[tuple[str, bytes]]) -> int:
-    """Payload bytes of a batch."""
-    return sum(len(payload) for _, payload in batch)

@@ -5,7 +5,7 @@ tables, and why they look like this:
 
 outcomes    one row a frame, in order of arrival: what people and the learner filter by.
             All of it can be made again from the frame.
-blocks      the frames as they came, those of one commit together (store.pack_frames):
+blocks      the frames as they came, those of one commit together (blocks.pack_frames):
             the row of block `first` holds outcomes first..first+count-1. The view
             `frames` (id, frame) opens them.
 runs        where an identity is: seq first..first+count-1 of a stream are the rows from
@@ -111,7 +111,7 @@ MIGRATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
                 topic TEXT NOT NULL,
                 detail TEXT NOT NULL,
                 frame BLOB NOT NULL)""",
-            # Needs the function `unpack_frame` (store.teach); a join on `id` is cheap.
+            # Needs the function `unpack_frame` (blocks.teach); a join on `id` is cheap.
             """CREATE VIEW frames AS
                 SELECT o.id AS id, unpack_frame(b.frames, o.id - b.first) AS frame
                 FROM outcomes o

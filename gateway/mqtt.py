@@ -29,12 +29,14 @@ from paho.mqtt.enums import CallbackAPIVersion
 from edge_agent.errors import LinkError, StoreError
 from gateway.client import BatchClient
 from gateway.config import GatewayConfig
-from gateway.custody import Custody, Plan
+from gateway.custody import Custody
+from gateway.plan import Plan
 
 log = logging.getLogger("edge_gateway")
 
 BACKOFF_S = (0.2, 30.0)
-IDLE_MERGE_S = 2.0
+# Merging and housekeeping wait for a quiet moment, but not for ever.
+IDLE_MERGE_S, BUSY_MERGE_S = 2.0, 10.0
 
 Message = tuple[str, bytes, int]
 
@@ -87,8 +89,6 @@ class Bridge:
         client.username_pw_set(config.user, config.password)
         if config.tls is not None:
             client.tls_set(config.tls.get("ca"), config.tls.get("cert"), config.tls.get("key"))
-        # Acks to devices are QoS 1 and small; they must not wait for each other.
-        client.max_inflight_messages_set(0)
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
@@ -278,7 +278,8 @@ class Bridge:
             self.custody.set_aside(message, repr(error), _wall_ms())
 
     def _idle(self, now: float) -> None:
-        if not self._pending and now - self._merged_at >= IDLE_MERGE_S:
+        wait = BUSY_MERGE_S if self._pending else IDLE_MERGE_S
+        if now - self._merged_at >= wait:
             self._merged_at = now
             self.custody.merge()
             if self.housekeeping is not None:

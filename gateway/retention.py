@@ -9,7 +9,8 @@ that it is still told apart from a conflict.
 
 from hashlib import sha256
 
-from gateway.store import Store, unpack_frames
+from gateway.blocks import unpack_frames
+from gateway.store import Store
 
 DAY_MS = 86_400_000
 # Blocks looked at in one transaction: a few milliseconds.

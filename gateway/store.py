@@ -16,15 +16,15 @@ import errno
 import fcntl
 import os
 import sqlite3
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from edge_agent.errors import StoreError
+from gateway.blocks import pack_frames, teach, unpack_frames
 from gateway.migrations import migrate
+from gateway.queries import Queries, stream_key
 
 # Up to this size the whole file is checked before ingest begins; it takes about a second.
 CHECK_BYTES = 64 << 20
@@ -40,47 +40,8 @@ _DAMAGED = (
 )
 
 
-def stream_key(stream: int, seq: int) -> int:
-    """One whole number per identity: below 2^63 for 2^31 streams."""
-    return stream << 32 | seq
-
-
-def pack_frames(frames: Iterable[bytes]) -> bytes:
-    """One block: zlib over [length, u16][bytes] of each frame; length 0 = deleted."""
-    parts = []
-    for frame in frames:
-        parts.append(len(frame).to_bytes(2, "big"))
-        parts.append(frame)
-    return zlib.compress(b"".join(parts), 1)
-
-
-def unpack_frames(block: bytes) -> list[bytes]:
-    """The frames of a block; b"" for those that retention deleted."""
-    raw = zlib.decompress(block)
-    frames = []
-    at = 0
-    while at < len(raw):
-        end = at + 2 + (raw[at] << 8 | raw[at + 1])
-        frames.append(raw[at + 2 : end])
-        at = end
-    return frames
-
-
-@lru_cache(maxsize=4)
-def _opened(block: bytes) -> list[bytes]:
-    return unpack_frames(block)
-
-
-def teach(db: sqlite3.Connection) -> sqlite3.Connection:
-    """Give any connection the SQL function that the view `frames` needs."""
-    db.create_function(
-        "unpack_frame", 2, lambda block, step: _opened(block)[step], deterministic=True
-    )
-    return db
-
-
-class Store:
-    """Every SQL statement of ingest. Not for use from two threads."""
+class Store(Queries):
+    """One connection to the database. Not for use from two threads."""
 
     def __init__(self, path: "Path | str", owner: bool = False, now_ms: int = 0) -> None:
         self.path = Path(path)
@@ -386,99 +347,3 @@ class Store:
             "DELETE FROM tombstones WHERE key BETWEEN ? AND ?",
             (stream_key(stream, 0), stream_key(stream, floor) - 1),
         )
-
-    # -- retention ------------------------------------------------------------------
-
-    def used_bytes(self) -> int:
-        """Bytes of pages in use, without the write-ahead log."""
-        pages = self.run("PRAGMA page_count").fetchone()[0]
-        free = self.run("PRAGMA freelist_count").fetchone()[0]
-        size = self.run("PRAGMA page_size").fetchone()[0]
-        return int((pages - free) * size)
-
-    def oldest_blocks(self, after: int, limit: int) -> list[tuple[int, int, bytes]]:
-        """Blocks (first, count, frames) of merged rows, oldest first."""
-        return self.run(
-            "SELECT first, count, frames FROM blocks WHERE first > ? AND first + count - 1 <= ?"
-            " ORDER BY first LIMIT ?",
-            (after, self.meta("merged", 0), limit),
-        ).fetchall()
-
-    def block_rows(self, first: int, count: int) -> list[tuple[int, int, int, int, int | None]]:
-        """(id, stream, seq, arrival_ms, result) of the rows a block still has."""
-        return self.run(
-            "SELECT id, stream, seq, arrival_ms, result FROM outcomes WHERE id BETWEEN ? AND ?"
-            " ORDER BY id",
-            (first, first + count - 1),
-        ).fetchall()
-
-    def replace_block(self, first: int, frames: Sequence[bytes]) -> None:
-        """Write a block anew; one with no frames left goes."""
-        self._block = (0, [])
-        if any(frames):
-            self.run("UPDATE blocks SET frames = ? WHERE first = ?", (pack_frames(frames), first))
-        else:
-            self.run("DELETE FROM blocks WHERE first = ?", (first,))
-
-    def judged(self, outcome: bytes) -> bool:
-        return self.judgement(outcome) is not None
-
-    def judgement(self, outcome: bytes) -> tuple[int | None, int | None] | None:
-        """(result, label) of the newest feedback about an outcome id."""
-        found: tuple[int | None, int | None] | None = self.run(
-            "SELECT result, label FROM feedback WHERE about = ?", (outcome,)
-        ).fetchone()
-        return found
-
-    def bury(self, rows: Iterable[tuple[int, int, bytes]]) -> None:
-        """Keep hashes (stream, seq, hash) of rows that the device may still send again."""
-        self.run_many(
-            "INSERT OR REPLACE INTO tombstones SELECT ?, ? FROM streams"
-            " WHERE id = ? AND floor <= ?",
-            ((stream_key(stream, seq), digest, stream, seq) for stream, seq, digest in rows),
-        )
-
-    def delete_outcomes(self, ids: Iterable[int]) -> None:
-        self.run_many("DELETE FROM outcomes WHERE id = ?", ((row,) for row in ids))
-
-    def check(self) -> str:
-        """Read the whole file: "ok" or the first damage found."""
-        return str(self.run("PRAGMA integrity_check(1)").fetchone()[0])
-
-    # -- reports --------------------------------------------------------------------
-
-    def _dicts(self, sql: str) -> Iterator[dict[str, Any]]:
-        cursor = self.run(sql)
-        names = [column[0] for column in cursor.description]
-        for row in cursor:
-            yield dict(zip(names, row, strict=True))
-
-    def stream_reports(self) -> list[dict[str, Any]]:
-        return list(self._dicts("SELECT * FROM streams ORDER BY id"))
-
-    def outcome_counts(self) -> dict[int, int]:
-        return dict(self.run("SELECT stream, count(*) FROM outcomes GROUP BY stream").fetchall())
-
-    def generations(self, device: int) -> list[int]:
-        """Key generations in service."""
-        rows = self.run(
-            "SELECT generation FROM generations WHERE device = ? AND retired_ms IS NULL"
-            " ORDER BY generation",
-            (device,),
-        )
-        return [row[0] for row in rows]
-
-    def rejected_counts(self) -> dict[str, int]:
-        return dict(self.run("SELECT reason, count FROM rejected ORDER BY reason").fetchall())
-
-    def rejected_samples(self) -> dict[str, int]:
-        """How many frames of each reason are kept for a look."""
-        return dict(
-            self.run("SELECT reason, count(*) FROM samples GROUP BY reason ORDER BY reason")
-        )
-
-    def timeline(self) -> Iterator[dict[str, Any]]:
-        """Rows of the view of that name, oldest first, each with its frame."""
-        for row in self._dicts("SELECT * FROM timeline ORDER BY id"):
-            row["frame"] = self.frame(row["id"])
-            yield row

@@ -124,8 +124,10 @@ class Stream:
         """Whether a hello with this nonce was taken in before."""
         return nonce in [self.nonces[i : i + NONCE] for i in range(0, len(self.nonces), NONCE)]
 
-    def greet(self, hello: Any, arrival_ms: int) -> int:
-        """Take in a hello; returns how many records it shows to be lost by restore.
+    def greet(self, hello: Any, arrival_ms: int, generation: int) -> int:
+        """Take in a hello that was sealed under this key generation.
+
+        Returns how many records it shows to be lost by restore.
 
         One that a broker delivers again changes nothing; one that the device repeats on
         the same connection carries newer numbers.
@@ -146,6 +148,7 @@ class Stream:
             self.gone.add_range(first, last)
         dropped = {int(k): int(v) for k, v in dict(hello.dropped).items()}
         self.hello = {
+            "key": generation,
             "boot": hello.boot,
             "uptime_ms": hello.uptime_ms,
             "utc_s": hello.utc_s or 0,

@@ -169,6 +169,22 @@ def test_every_command_explains_itself(capsys):
     assert done.returncode == 2 and "edge-gateway init /nowhere" in done.stderr
 
 
+def test_running_without_a_domain_is_refused(folder, capsys):
+    """Every record would be refused, and set aside by its device."""
+    for path in (folder / "domains").iterdir():
+        path.unlink()
+    code, _, err = run("-C", folder, "run", capsys=capsys)
+    assert code == 2
+    assert "no domain file" in err
+
+
+def test_a_file_that_is_no_domain_is_named(folder, capsys):
+    (folder / "domains" / "notes.txt").write_text("not a domain")
+    code, _, err = run("-C", folder, "run", capsys=capsys)
+    assert code == 2
+    assert "notes.txt" in err
+
+
 def test_a_second_gateway_on_one_folder(folder, tmp_path):
     with (
         broker_running("iotcore", folder, GatewayConfig(folder).port),

@@ -8,6 +8,7 @@ and sends it again, as an agent does.
 import contextlib
 import random
 import sqlite3
+import sys
 import time
 
 import pytest
@@ -18,10 +19,11 @@ from gateway_kit import (
     free_port,
     gateway_running,
     make_gateway,
+    running,
     wait_until,
 )
 
-from gateway.store import teach
+from gateway.blocks import teach
 
 KILLS = 5
 
@@ -127,3 +129,53 @@ def test_term_finishes_the_batch_and_leaves_reports_complete(tmp_path):
     assert db.execute("SELECT held FROM streams").fetchall() == [("1-120",)]
     assert db.execute("SELECT sum(count) FROM runs").fetchall() == [(120,)]
     db.close()
+
+
+def test_a_broker_that_loses_everything_loses_nothing(tmp_path):
+    """SIGKILL with all it holds; the gateway comes back by itself, devices send again."""
+    folder, port = tmp_path / "gw", free_port()
+    make_gateway(folder, port)
+    publisher = Publisher(enrol_device(folder, "d"))
+    log = tmp_path / "gateway.log"
+    with contextlib.ExitStack() as stack:
+        broker = stack.enter_context(broker_running("iotcore", folder, port))
+        publisher.start()
+        stack.callback(publisher.stop)
+        assert publisher.ready.wait(10)
+        # Without a gateway the broker takes everything, and acknowledges it, in vain.
+        publisher.make(200)
+        publisher.send()
+        time.sleep(0.5)
+        publisher.ready.clear()
+        broker.kill()
+        broker.wait(10)
+        stack.enter_context(broker_running("iotcore", folder, port))
+        stack.enter_context(gateway_running(folder, log))
+        assert publisher.ready.wait(10)
+        end = time.monotonic() + 15
+        while publisher.held and time.monotonic() < end:
+            publisher.send()
+            wait_until_or_give_up(lambda: not publisher.held, 2)
+        assert not publisher.held, log.read_text()[-3000:]
+    assert check_promises(folder, [publisher]) == 200
+
+
+def test_the_gateway_finds_a_broker_that_comes_later(tmp_path):
+    folder, port = tmp_path / "gw", free_port()
+    make_gateway(folder, port)
+    publisher = Publisher(enrol_device(folder, "d"))
+    log = tmp_path / "gateway.log"
+    command = [sys.executable, "-m", "gateway.cli", "-C", folder, "run"]
+    with running(*command, log=log, ready=lambda: "Connection refused" in log.read_text()):
+        for _ in range(2):
+            with broker_running("mosquitto", folder, port):
+                publisher.start()
+                publisher.make(20)
+                end = time.monotonic() + 15
+                while publisher.held and time.monotonic() < end:
+                    if publisher.client.is_connected():
+                        publisher.send()
+                    wait_until_or_give_up(lambda: not publisher.held, 1.5)
+                assert not publisher.held, log.read_text()[-2000:]
+                publisher.stop()
+    assert check_promises(folder, [publisher]) == 40

@@ -14,10 +14,11 @@ from gateway_kit import ROOT, Bench, gateway, make_gateway
 from edge_agent.errors import StoreError
 from edge_agent.frame import outcome_id
 from gateway import store as store_module
+from gateway.blocks import pack_frames, unpack_frames
 from gateway.migrations import MIGRATIONS
 from gateway.ranges import RangeSet
 from gateway.retention import Retention
-from gateway.store import Store, pack_frames, unpack_frames
+from gateway.store import Store
 
 
 def test_range_sets_behave_as_sets():

@@ -1,0 +1,113 @@
+"""What goes down to devices in custody's name: counters that only rise, sealed acks.
+
+A device refuses a down message whose counter it has passed. So a counter is the greatest
+of: the last one plus one, the time in milliseconds, and what the device said it has seen
+plus one. The second makes up for a database restored from a backup, the third for a clock
+that went back. The first is reserved in the database well ahead, so that it is written
+once a minute and not with every commit.
+"""
+
+from typing import Any
+
+from edge_agent import frame as wire
+from edge_agent.errors import RemoteError
+from gateway.keys import Registry
+from gateway.metrics import Counters
+from gateway.plan import Plan
+from gateway.ranges import RangeSet
+from gateway.store import Store
+from gateway.stream import Stream
+
+RANGES_MAX = 16
+REFUSED_MAX = 8
+RESERVE = 60_000
+# A device's counter may pull ours this far ahead; one broken device must not use it up.
+TRUST_MS = 10 * 365 * 86_400_000
+
+
+class Down:
+    """Counters, and which key and nonce each device is answered with."""
+
+    def __init__(self, store: Store, registry: Registry, counters: Counters) -> None:
+        self.store = store
+        self.registry = registry
+        self.counters = counters
+        self._last = self._reserved = int(store.meta("counter", 0))
+        self._seen: dict[bytes, int] = {}
+        self._keys: dict[bytes, int] = {}
+        self._nonces: dict[bytes, bytes] = {}
+
+    # -- what devices tell ----------------------------------------------------------
+
+    def remember(self, stream: Stream) -> None:
+        """From the database: call in the order of the hellos."""
+        agent = stream.agent
+        self._seen[agent] = max(self._seen.get(agent, 0), stream.hello.get("counter", 0))
+        if stream.nonces:
+            self._nonces[agent] = stream.nonce()
+        if "key" in stream.hello:
+            self._keys[agent] = stream.hello["key"]
+
+    def saw_key(self, agent: bytes, generation: int) -> None:
+        """A record under this key came. Only a hello says which key a device uses now."""
+        self._keys.setdefault(agent, generation)
+
+    def greeted(self, agent: bytes, hello: Any, generation: int, now_ms: int) -> None:
+        self._keys[agent] = generation
+        self._nonces[agent] = hello.nonce
+        self._seen[agent] = max(self._seen.get(agent, 0), hello.counter)
+        if self._last < hello.counter < now_ms + TRUST_MS:
+            # This gateway's clock or database went back: go on where the device is.
+            self._last = hello.counter
+
+    # -- counters -------------------------------------------------------------------
+
+    def reserve(self, now_ms: int, messages: int) -> None:
+        """Make room for this many; part of the caller's transaction."""
+        needed = max(self._last, now_ms) + messages + 64
+        if needed > self._reserved:
+            self._reserved = needed + RESERVE
+            self.store.set_meta("counter", self._reserved)
+
+    def next_counter(self, agent: bytes, now_ms: int) -> int:
+        counter = max(self._last + 1, now_ms, self._seen.get(agent, 0) + 1)
+        if counter <= self._reserved:
+            self._last = counter
+        self._seen[agent] = counter
+        return counter
+
+    # -- acks -----------------------------------------------------------------------
+
+    def acks(self, plan: Plan, stream: Stream) -> list[bytes]:
+        """Sealed acks for one stream: as many as what was just committed needs."""
+        agent = stream.agent
+        generation = self._keys.get(agent)
+        if generation is None:
+            device = self.registry.device(agent)
+            generation = device.generation if device else 0
+        keys = self.registry(agent, generation)
+        if keys is None:
+            return []  # revoked between commit and answer
+        wanted = plan.wanted.get(stream, RangeSet())
+        refused = plan.refused.get(stream, [])
+        ranges = stream.answer(wanted, plan.greeted.get(stream, False))
+        nonce = stream.nonce() or self._nonces.get(agent, b"")
+        # `answer` puts the ranges that must go out first; the rest fills the last ack.
+        must = sum(1 for entry in ranges if wanted.clipped(*entry))
+        parts = max(-(-must // RANGES_MAX), -(-len(refused) // REFUSED_MAX), 1)
+        out = []
+        for part in range(parts):
+            ack = wire.Ack(
+                stream.journal,
+                tuple(ranges[part * RANGES_MAX : (part + 1) * RANGES_MAX]),
+                tuple(refused[part * REFUSED_MAX : (part + 1) * REFUSED_MAX]),
+                nonce,
+                plan.now_ms,
+                self.next_counter(agent, plan.now_ms),
+            )
+            try:
+                out.append(wire.seal(keys, ack))
+            except RemoteError:
+                # A device that claims the last counter there is cannot be answered again.
+                self.counters.add({"unanswered": 1})
+        return out

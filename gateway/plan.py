@@ -1,0 +1,29 @@
+"""What became of one batch: the hand-over between judging, committing and answering."""
+
+from typing import Any
+
+from gateway.ranges import RangeSet
+from gateway.stream import Stream
+
+
+class Plan:
+    """One judged batch: what to write, and what to answer once it is written."""
+
+    def __init__(self, now_ms: int) -> None:
+        self.now_ms = now_ms
+        # (stream, seq, columns of the row after these two, frame, outcome)
+        self.rows: list[tuple[Stream, int, tuple[Any, ...], bytes, Any]] = []
+        self.conflicts: list[tuple[Any, ...]] = []
+        self.rejected: dict[str, int] = {}
+        self.samples: list[tuple[Any, ...]] = []
+        # Per stream: what to acknowledge, what to refuse. Also those that said hello.
+        self.wanted: dict[Stream, RangeSet] = {}
+        self.refused: dict[Stream, list[tuple[int, int]]] = {}
+        # Streams that said hello, and whether it was a new one.
+        self.greeted: dict[Stream, bool] = {}
+        self.hashes: dict[tuple[int, int], bytes] = {}
+        self.retire: dict[bytes, int] = {}
+        self.counts: dict[str, int] = {}
+
+    def count(self, name: str, by: int = 1) -> None:
+        self.counts[name] = self.counts.get(name, 0) + by
