@@ -223,6 +223,8 @@ class Journal:
             raise JournalError("a frame of %d bytes" % len(frame), "journal")
         if not 0 <= priority < PRIORITIES:
             raise JournalError("there is no priority %d" % priority, "journal")
+        if not (0 <= ttl_s <= _NEVER and 0 <= generation <= 255):
+            raise JournalError("ttl_s %d or generation %d" % (ttl_s, generation), "journal")
         if journal is None:
             journal = s.journal
         elif journal not in self._ids:
@@ -472,4 +474,4 @@ class Journal:
             self._store.close()
 
     def _tick(self, uptime_s: int) -> None:
-        self._log.age = max(self._log.age, self._base + uptime_s)
+        self._log.age = min(max(self._log.age, self._base + uptime_s), _NEVER)

@@ -27,8 +27,8 @@ from edge_agent.segment import (
     Header,
     Record,
     Segment,
+    left_name,
     pack_header,
-    pack_mark,
     pack_record,
     parse_name,
     read_record,
@@ -57,7 +57,7 @@ class Log:
         jump = 24 * quota.segment_bytes // MIN_RECORD
         self.state, self._slot, touched = start(store, jump)
         self.age = self.state.age
-        # What an earlier process wrote but did not sync may be in a cache only.
+        # An earlier process may have been killed between a write and its sync.
         for name in touched:
             store.sync(name)
 
@@ -129,16 +129,21 @@ class Log:
                 segment.flags |= ANNOUNCED
 
     def _reclaim(self) -> bool:
-        """Free space on a full disk: replace segments that are to go by a few bytes."""
+        """Make room for the state on a full disk: empty the segments that are to go.
+
+        They are renamed first, which is atomic: so a start that still has the old state
+        knows that nothing is missing.
+        """
         done = False
         for name, _ in self.state.removing:
-            parsed = parse_name(name)
-            if parsed is None or self.store.size(name) <= HEADER_BYTES:
+            if parse_name(name) is None or self.store.size(name) < 0:
                 continue
-            mark = pack_mark(parsed[0], parsed[1], name in self._dropped)
+            left = left_name(name, name in self._dropped)
             try:
-                self.store.write(name, mark)
-                self.store.sync(name)
+                self.store.rename(name, left)
+                self.store.sync_names()
+                self.store.write(left, b"")
+                self.store.sync(left)
                 done = True
             except StoreError:
                 pass
@@ -150,8 +155,10 @@ class Log:
             return
         for name, aside in s.removing:
             if self.store.size(name) < 0:
-                continue
-            if aside:
+                for dropped in (False, True):
+                    if self.store.size(left_name(name, dropped)) >= 0:
+                        self.store.remove(left_name(name, dropped))
+            elif aside:
                 self.store.rename(name, aside)
             else:
                 self.store.remove(name)

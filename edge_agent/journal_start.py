@@ -19,7 +19,7 @@ What is found, and what it means:
 """
 
 from edge_agent.interfaces import Store
-from edge_agent.journal_state import CORRUPT, QUOTA, UNREADABLE, State, load
+from edge_agent.journal_state import CORRUPT, QUOTA, SLOTS, UNREADABLE, State, load
 from edge_agent.segment import (
     CHAINS,
     DAMAGED,
@@ -29,8 +29,8 @@ from edge_agent.segment import (
     SEALED,
     Header,
     Segment,
+    left_name,
     parse_header,
-    parse_mark,
     parse_name,
     read_bytes,
     segment_name,
@@ -42,7 +42,7 @@ _MAX_PROBES = 64
 
 
 def start(store: Store, jump: int = 0) -> "tuple[State, int, list[str]]":
-    """(state, its slot, names of segments whose tails were read and need a sync).
+    """(state, its slot, names of files that may be in a cache only and need a sync).
 
     jump: how far seq moves on when it is not known which were used; more than fit
     into the segments that can have come and gone between two saved states.
@@ -54,7 +54,7 @@ def start(store: Store, jump: int = 0) -> "tuple[State, int, list[str]]":
         state.doubt = True
         state.next_seq += jump
     _drop_removed(state)
-    touched: list[str] = []
+    touched = [SLOTS[slot]]
     for chain in range(CHAINS):
         _probe(store, state, chain)
         segments = state.chains[chain]
@@ -175,6 +175,8 @@ def _rebuild(store: Store, files: int, jump: int) -> State:
         parsed = parse_name(name)
         if parsed is not None:
             found.append(parsed)
+        elif name[:1] in "df" and parse_name(name[1:]) is not None:
+            state.removing.append((name, ""))
     if not found and not files:
         return state  # an empty store
     found.sort()
@@ -196,20 +198,24 @@ def _rebuild(store: Store, files: int, jump: int) -> State:
         header = headers[i]
         state.next_number[chain] = number + 1
         aside = ""
-        if mark_of(store, Segment(chain, number, state.journal)) is None:
-            # Without a header the CRC tells which journal id the records belong to.
-            for journal in [header.journal] if header is not None else ids:
-                segment = Segment(chain, number, journal)
-                if _holds_records(store, segment):
-                    read_tail(store, state, segment)
+        # Without a header the CRC tells which journal id the records belong to.
+        for journal in [header.journal] if header is not None else ids:
+            segment = Segment(chain, number, journal)
+            if _holds_records(store, segment):
+                limit = -1
+                if i + 1 < len(found) and found[i + 1] == (chain, number + 1):
+                    following = headers[i + 1]
+                    limit = following.previous_length if following is not None else -1
+                read_tail(store, state, segment, limit)
+                if segment.count:
                     segment.flags |= SEALED
                     state.chains[chain].append(segment)
-                    break
-            else:
-                if header is None:
-                    state.corrupt += 1
-                    aside = "bad-%d" % state.next_bad
-                    state.next_bad += 1
+                break
+        else:
+            if header is None:
+                state.corrupt += 1
+                aside = "bad-%d" % state.next_bad
+                state.next_bad += 1
         if not state.chains[chain] or state.chains[chain][-1].number != number:
             state.removing.append((segment_name(chain, number), aside))
     _finish(state)
@@ -229,15 +235,12 @@ def _holds_records(store: Store, segment: Segment) -> bool:
     return False
 
 
-def mark_of(store: Store, segment: Segment) -> "bool | None":
-    """Whether the segment was replaced by a mark: True = dropped, False = all freed."""
-    size = store.size(segment.name)
-    if not 0 < size < HEADER_BYTES:
-        return None
-    mark = parse_mark(read_bytes(store, segment.name, 0, size))
-    if mark is None or mark[0] != segment.chain or mark[1] != segment.number:
-        return None
-    return mark[2]
+def was_let_go(store: Store, segment: Segment) -> "bool | None":
+    """Whether the segment was let go on a full disk: True = dropped, False = all freed."""
+    for dropped in (False, True):
+        if store.size(left_name(segment.name, dropped)) >= 0:
+            return dropped
+    return None
 
 
 def settle(store: Store, state: State, segment: Segment) -> None:
@@ -250,14 +253,14 @@ def settle(store: Store, state: State, segment: Segment) -> None:
     segment.flags |= SEALED
     segment.index = None
     segment.skip = 0
-    mark = mark_of(store, segment)
     size = store.size(segment.name)
-    if mark is not None or size < 0:
+    if size < 0:
+        dropped = was_let_go(store, segment)
         segment.count = segment.freed_count = 0
-        if mark is None:
+        if dropped is None:
             state.lose(segment, UNREADABLE, before, segment.first, segment.last)
             state.doubt = True
-        elif mark:
+        elif dropped:
             state.lose(segment, QUOTA, before, segment.first, segment.last)
         return
     count = freed = expect = lowest = hole = end = 0

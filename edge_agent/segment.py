@@ -56,7 +56,6 @@ _ENOENT = 2
 
 _HEADER = ">4sBBH4sIIIIQI"
 _RECORD = ">HIIIIHBB"
-_MARK_BYTES = 18
 
 # offset: of the record in its file.  length: of the frame.
 Record = namedtuple(
@@ -71,6 +70,14 @@ Header = namedtuple(
 
 def segment_name(chain: int, number: int) -> str:
     return "%d-%08x" % (chain, number)
+
+
+def left_name(name: str, dropped: bool) -> str:
+    """The name of a segment that is let go before a full disk lets the state say so.
+
+    dropped: by the quota; otherwise every record in it is freed.
+    """
+    return ("d" if dropped else "f") + name
 
 
 def parse_name(name: str) -> "tuple[int, int] | None":
@@ -119,23 +126,6 @@ def pack_record(seed: int, r: Record, body: bytes) -> bytes:
     size = struct.pack(">H", r.length)
     crc = binascii.crc32(body, binascii.crc32(rest, binascii.crc32(size, seed)))
     return size + struct.pack(">I", crc) + rest + body
-
-
-def pack_mark(chain: int, number: int, dropped: bool) -> bytes:
-    """What replaces a segment whose state cannot be saved because the disk is full."""
-    head = struct.pack(">4sBB", b"QJX1", chain, 1 if dropped else 0)
-    head += struct.pack(">I", number) + bytes(4)
-    return head + struct.pack(">I", binascii.crc32(head))
-
-
-def parse_mark(data: bytes) -> "tuple[int, int, bool] | None":
-    """(chain, number, dropped by policy) when the file is such a mark."""
-    data = bytes(data)
-    if len(data) != _MARK_BYTES or data[:4] != b"QJX1":
-        return None
-    if struct.unpack(">I", data[14:])[0] != binascii.crc32(data[:14]):
-        return None
-    return data[4], struct.unpack(">I", data[6:10])[0], data[5] != 0
 
 
 class Segment:

@@ -3,7 +3,8 @@
 The directory belongs to one process at a time: an flock on the file `lock`, which also
 names the owner. The lock goes with the process, however it ends.
 
-Durability: `sync` does fsync of the file, and of the directory when the name is new;
+Durability: `sync` does fsync of the file, and of the directory the first time it sees a
+name (whoever made that file may have been killed before its name was durable);
 `sync_names` does fsync of the directory. After a failed fsync Linux may have thrown
 the data away, so nothing here retries: the journal writes such data again elsewhere.
 """
@@ -54,7 +55,7 @@ class FileStore(Store):
         self._writer = -1
         self._writer_name = ""
         self._readers: dict[str, int] = {}
-        self._new_names: set[str] = set()
+        self._durable_names: set[str] = set()
         self._directory = -1
         try:
             if not read_only:
@@ -141,8 +142,8 @@ class FileStore(Store):
     def _open_writer(self, name: str, path: str, flags: int) -> int:
         self._close_writer()
         flags |= os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        if not os.path.exists(path):
-            self._new_names.add(name)
+        if name in self._durable_names and not os.path.exists(path):
+            self._durable_names.discard(name)
         self._writer = os.open(path, flags, 0o600)
         self._writer_name = name
         return self._writer
@@ -189,9 +190,9 @@ class FileStore(Store):
                     os.fsync(fd)
                 finally:
                     os.close(fd)
-            if name in self._new_names:
+            if name not in self._durable_names:
                 os.fsync(self._directory)
-                self._new_names.discard(name)
+                self._durable_names.add(name)
         except OSError as error:
             self._close_writer()
             raise _error(error, path) from error
@@ -202,7 +203,7 @@ class FileStore(Store):
         fd = self._readers.pop(name, -1)
         if fd >= 0:
             os.close(fd)
-        self._new_names.discard(name)
+        self._durable_names.discard(name)
 
     def rename(self, old: str, new: str) -> None:
         path = self._change(old)
@@ -227,7 +228,6 @@ class FileStore(Store):
             return
         try:
             os.fsync(self._directory)
-            self._new_names.clear()
         except OSError as error:
             raise _error(error, self.directory) from error
 

@@ -67,6 +67,15 @@ class Workbench:
         self.boot = self.journal.boot
         self.batch = {}
         self.uptime = 0
+        log = self.journal._log
+        write_state = log._write_state
+
+        def noted():
+            write_state()
+            self.saved = True
+
+        log._write_state = noted
+        self.saved = True
 
     # -- operations ---------------------------------------------------------
 
@@ -154,11 +163,13 @@ class Workbench:
         self.counted = counted
         self.held -= missing
         self.freed |= missing
-        if self.journal._log.frees == 0:
+        if self.saved and j._log.frees == 0:
             self.freed_saved |= self.freed
+        self.saved = False
         return missing
 
-    counted = 0
+    counted = 0  # drops that were accounted for
+    saved = False  # the state, since the last settle
 
     def promised(self) -> "tuple[int, int, int]":
         """(highest seq that was ever durable, this boot, records dropped by the quota).

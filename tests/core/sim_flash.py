@@ -171,12 +171,13 @@ class SimFlash(Store):
         return self.files[name]
 
     def _room(self, name: str, size: int) -> None:
-        if not self.capacity:
+        if not self.capacity or not _blocks(size):
             return
         used = 0
         for other in self.files:
             if other != name:
-                used += _blocks(len(self.files[other].data))
+                f = self.files[other]
+                used += _blocks(len(f.data)) + (_blocks(len(f.old)) if f.old else 0)
         if used + _blocks(size) > self.capacity:
             raise StoreError("no space left", name, "", ENOSPC)
 
@@ -200,7 +201,8 @@ class SimFlash(Store):
 
     def write(self, name: str, data: bytes) -> None:
         cut = self._change()
-        self._room(name, len(data))
+        # Copy on write: the old content stays until the sync.
+        self._room("", len(data))
         f = self._make(name)
         if f.old is None:
             f.old = bytes(f.data[: f.synced])

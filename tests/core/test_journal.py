@@ -2,12 +2,12 @@ import sys
 import unittest
 
 from journal_model import SMALL, Workbench, contents
-from sim_flash import ENOSPC, Prng, SimFlash
+from sim_flash import ENOSPC, PowerCut, Prng, SimFlash
 
 from edge_agent.errors import ConfigError, JournalError, JournalFull, StoreError
 from edge_agent.journal import MAX_BATCH, Journal
 from edge_agent.journal_state import SLOTS, decode
-from edge_agent.segment import RECORD_BYTES, segment_name
+from edge_agent.segment import RECORD_BYTES, segment_name, walk
 
 STEP = 7 if sys.implementation.name == "micropython" else 1
 
@@ -384,6 +384,76 @@ class TestStart(unittest.TestCase):
         again.free(j.journal_id, [(1, 60)])
         self.assertEqual(frames(again), {})
 
+    def test_losing_the_newest_state_repeats_no_identity(self):
+        for rounds in range(1, 12):
+            store = SimFlash(1)
+            j = small(store)
+            used = set()
+            for i in range(rounds):
+                for seq in fill(j, 7, 40, i % 3):
+                    used.add((j.journal_id, seq))
+                if i % 2:
+                    j.free(j.journal_id, [(1, j.next_seq - 3)])
+            there = frames(j)
+            states = [(decode(bytes(store.files[n].data)).generation, n) for n in SLOTS]
+            store.flip(max(states)[1], 40)
+            again = small(store, 5)
+            after = contents(again)
+            for key in after:
+                self.assertIn(key, used)
+            for seq in there:
+                self.assertIn((j.journal_id, seq), after)
+            self.assertNotEqual(again.journal_id, j.journal_id)
+            self.assertGreaterEqual(again.next_seq, j.next_seq)
+
+    def test_losing_the_state_that_let_a_segment_go(self):
+        # Seqs 1 to 8 are known from nothing but the state that rots.
+        for at in range(1, 7):
+            store = SimFlash(at)
+            j = small(store)
+            fill(j, 8, 100, 1, 1)
+            j.free(j.journal_id, [(1, 8)])
+            j.append(9, bytes(100))
+            store.cut_at = at
+            try:
+                j.sync()
+            except PowerCut:
+                pass
+            store = store.power_cycle()
+            states = {}
+            for slot in SLOTS:
+                state = decode(store.read(slot, 0, 1 << 16))
+                if state is not None:
+                    states[state.generation] = slot
+            store.flip(states[max(states)], 40)
+            again = small(store, 5)
+            self.assertGreater(again.next_seq, 8)
+            self.assertNotEqual(again.journal_id, j.journal_id)
+
+    def test_losing_both_states_does_not_revive_a_replaced_record(self):
+        tried = 0
+        for seed in range(12):
+            store = SimFlash(seed, 1)
+            j = small(store, 1, segment_bytes=8192)
+            fill(j, 10, 200)
+            for _ in range(20):
+                j.append(j.next_seq, b"A" * 200)
+            with self.assertRaises(StoreError):
+                j.sync()
+            head = j._s.chains[1][0]
+            landed = [r.seq for r in walk(store, head, head.length, 8192) if r is not None]
+            if not landed:
+                continue
+            tried += 1
+            j.append(landed[-1], b"B" * 200)
+            store.capacity = 0
+            j.sync()
+            for slot in SLOTS:
+                store.flip(slot, 9)
+            there = frames(small(store, 7, segment_bytes=8192))
+            self.assertTrue(there[landed[-1]] == b"B" * 200)
+        self.assertGreater(tried, 3)
+
     def test_no_slot_at_all(self):
         store = SimFlash(1)
         j = small(store)
@@ -491,7 +561,7 @@ class TestDamage(unittest.TestCase):
         bench.free([(2, 4)])
         bench.quarantine()
         bench.journal.save()
-        for i in range(4):
+        for _ in range(4):
             bench.append(1, 30)
             bench.sync()
         image = bench.store.power_cycle()
@@ -510,6 +580,29 @@ class TestDamage(unittest.TestCase):
                     self.assertTrue(told >= missing or stats["torn"], (name, offset))
                 self.assertGreater(j.next_seq, 16)
                 fill(j, 1)
+
+    def test_a_sector_that_cannot_be_read_is_damage_not_failure(self):
+        class Worn(SimFlash):
+            bad = 1 << 30
+
+            def read(self, name, offset, length):
+                if name == segment_name(1, 1) and offset <= self.bad < offset + length:
+                    raise StoreError("input/output error", name, "", 5)
+                return SimFlash.read(self, name, offset, length)
+
+        store = Worn(1)
+        j = small(store)
+        sent = fill(j, 60)
+        ref = j.scan(1, None, 4)[3]
+        store.bad = ref.offset + 30
+        with self.assertRaises(JournalError):
+            j.read(ref)
+        left = frames(j)
+        told = sum([j.drops.get(r, 0) for r in (5, 6)])
+        self.assertEqual(len(left) + told, 60)
+        for seq in left:
+            self.assertEqual(left[seq], sent[seq])
+        self.assertGreater(len(left), 40)
 
     def test_a_file_cut_short_is_noticed(self):
         store = SimFlash(1)

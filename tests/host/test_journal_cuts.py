@@ -1,5 +1,6 @@
 """Cut the power at every write boundary of long workloads, and look at what is left."""
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "core"))
 
-from journal_model import SMALL, Workbench
+from journal_model import SMALL, Workbench, contents
 from sim_flash import PowerCut, Prng, SimFlash
 
 import edge_agent.journal_log as journal_log
@@ -18,7 +19,7 @@ import edge_agent.journal_start as journal_start
 import edge_agent.segment as segment
 from edge_agent.errors import StoreError
 from edge_agent.journal import Journal
-from edge_agent.journal_state import State
+from edge_agent.journal_state import SLOTS, State, decode
 
 
 def script(bench, rounds, prng, hoard):
@@ -121,6 +122,100 @@ def test_every_write_boundary_of_long_workloads():
     assert cuts >= 10000
 
 
+def test_the_newest_state_rots_at_any_moment():
+    for seed in range(3):
+        store = SimFlash(seed)
+        bench = Workbench(store, seed)
+        prng = Prng(seed)
+        snapshots = []
+        store.on_change = lambda store=store, to=snapshots: to.append(store.clone())
+        bench.open()
+        for operation in script(bench, 80, prng, False):
+            snapshots.clear()
+            promised = bench.promised()
+            operation()
+            taken = list(snapshots)
+            held = set(bench.held)
+            bench.settle()
+            for snapshot in taken:
+                rotten(bench, snapshot.power_cycle(prng.below(1 << 30)), held, promised)
+            snapshots.clear()
+
+
+def rotten(bench, store, held, promised):
+    states = {}
+    for slot in SLOTS:
+        state = decode(store.read(slot, 0, 1 << 16)) if store.size(slot) > 0 else None
+        if state is not None:
+            states[state.generation] = slot
+    if len(states) < 2:
+        return
+    store.flip(states[max(states)], 40)
+    j = Journal.open(store, Prng(5), **SMALL)
+    assert j.journal_id != bench.journal.journal_id
+    assert j.next_seq > promised[0]
+    now = contents(j)
+    for key, frame in now.items():
+        assert frame == bench.durable.get(key, frame)
+        assert key in bench.durable or frame in bench.tried[key]
+        assert key[1] < j.next_seq
+
+
+def full_disk(seed):
+    """Frees on a disk with no room for the state, then a sync; cut everywhere."""
+    options = dict(SMALL, segment_bytes=4096, max_segments=30)
+    store = SimFlash(seed, capacity=9)
+    bench = Workbench(store, seed, options)
+    bench.open()
+    prng = Prng(seed)
+    while True:
+        for priority in (0, 1, 2):
+            bench.append(priority, 100 + prng.below(100))
+        try:
+            bench.sync()
+        except StoreError:
+            break
+        bench.settle()
+    for key, frame in bench.batch.items():
+        if frame in contents(bench.journal).values():
+            bench.held.add(key)
+            bench.durable[key] = frame
+    bench.settle()
+    # Whoever shares the disk takes what is left.
+    used = sum(-(-store.size(name) // 4096) for name in store.names() if store.size(name) > 256)
+    store.capacity = used - 1
+    snapshots, emptied, cuts = [], 0, 0
+    store.on_change = lambda: snapshots.append(store.clone())
+    for step in range(12):
+        snapshots.clear()
+        held, saved, promised = set(bench.held), set(bench.freed_saved), bench.promised()
+        first = min(bench.held, key=lambda k: k[1], default=None)
+        if step % 3 < 2 and first:
+            bench.free_of(first[0], [(first[1], first[1] + 25)])
+        else:
+            with contextlib.suppress(StoreError):
+                bench.sync()
+        taken = list(snapshots)
+        dropped = bench.settle()
+        must = (held & bench.held) - dropped
+        may = (bench.held | bench.freed | set(bench.batch)) - saved
+        for snapshot in taken:
+            emptied += any(name[0] in "df" for name in snapshot.names())
+            for _ in range(3):
+                cut = snapshot.power_cycle(prng.below(1 << 30))
+                cut.capacity = 0
+                bench.check(cut, must, may, promised)
+                cuts += 1
+        snapshots.clear()
+    return cuts, emptied
+
+
+def test_cuts_on_a_full_disk():
+    results = [full_disk(seed) for seed in range(8)]
+    assert sum(cuts for cuts, _ in results) > 300
+    assert sum(emptied for _, emptied in results) > 5, "no segment was ever emptied early"
+
+
 def no_sync_of(first):
     real = SimFlash.sync
 
@@ -184,8 +279,8 @@ REAL_SAVE = journal_log.save
 def test_the_check_can_fail(monkeypatch, where, name, fault):
     monkeypatch.setattr(where, name, fault)
     with pytest.raises((AssertionError, StoreError)):
-        for seed in range(4):
-            run(seed, rounds=60, tries=2, nested=1)
+        for seed in range(10):
+            run(seed, rounds=60, tries=3)
 
 
 class Life(RuleBasedStateMachine):
