@@ -18,14 +18,13 @@ When a write fails (a full disk, say) the batch stays in RAM and `sync` may be c
 again: see `journal_log.py`.
 """
 
-from collections import namedtuple
-
 from edge_agent.errors import JournalError, JournalFull, StoreError
 from edge_agent.interfaces import Entropy, Store
 from edge_agent.journal_log import Log
+from edge_agent.journal_quarantine import clear, keep, listed
 from edge_agent.journal_quota import DROP_OLDEST, PRIORITIES, Entry, Quota
 from edge_agent.journal_start import settle
-from edge_agent.journal_state import COALESCED, EXPIRED, FULL, QUOTA, REFUSED
+from edge_agent.journal_state import COALESCED, EXPIRED, FULL, QUOTA
 from edge_agent.segment import (
     HEADER_BYTES,
     MAX_FRAME,
@@ -33,16 +32,13 @@ from edge_agent.segment import (
     QUARANTINE_BYTES,
     RECORD_BYTES,
     Record,
+    Ref,
     Segment,
-    read_record,
     walk,
 )
 
 MAX_BATCH = 64  # records in RAM
 _NEVER = 0xFFFFFFFF
-
-# Where a record is. length: of the frame.  segment: 0 while it is in RAM only.
-Ref = namedtuple("Ref", ("journal", "seq", "priority", "segment", "offset", "length"))
 
 
 class Journal:
@@ -403,44 +399,16 @@ class Journal:
 
         reason: the gateway's, 0 to 255. JournalError when it is not held, StoreError.
         """
-        frame = self.read(ref)
-        known = [(q.journal, q.seq) for q, _ in self.quarantined(_NEVER)]
-        if (ref.journal, ref.seq) not in known:
-            body = ref.journal + ref.seq.to_bytes(4, "big") + bytes([reason]) + frame
-            entry = Entry(0, body, QUARANTINE, 0, self._log.age, 0, self._s.journal)
-            segment = self._log.writable(QUARANTINE, entry, [])
-            # In its chain it is known by a number of its own, so that seqs rise.
-            entry = Entry(segment.last + 1, body, QUARANTINE, 0, self._log.age, 0, self._s.journal)
-            self._log.write(segment, [entry])
+        keep(self._log, ref, reason, self.read(ref))
         self.free(ref.journal, [(ref.seq, ref.seq)])
 
     def quarantined(self, limit: int = 32) -> "list[tuple[Ref, int]]":
         """(ref, reason) of refused records, oldest first. `read` takes these refs."""
-        out: list[tuple[Ref, int]] = []
-        for segment in self._s.chains[QUARANTINE]:
-            for r in walk(self._store, segment, HEADER_BYTES, segment.length):
-                if r is None:
-                    continue
-                if len(out) >= limit:
-                    return out
-                body = read_record(self._store, segment, r.offset, r.length, r.seq)
-                if len(body) <= QUARANTINE_BYTES:
-                    continue
-                seq = int.from_bytes(body[4:8], "big")
-                length = r.length - QUARANTINE_BYTES
-                ref = Ref(body[:4], seq, QUARANTINE, segment.number, r.offset, length)
-                out.append((ref, body[8]))
-        return out
+        return listed(self._log, limit)
 
     def clear_quarantine(self) -> int:
         """Throw the quarantined records away; how many there were. StoreError."""
-        count = 0
-        for segment in list(self._s.chains[QUARANTINE]):
-            count += segment.count
-            self._log.dispose(segment)
-        self._s.drop(REFUSED, count)
-        self.save()
-        return count
+        return clear(self._log)
 
     # -- the rest -----------------------------------------------------------
 

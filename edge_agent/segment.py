@@ -62,6 +62,9 @@ Record = namedtuple(
     "Record", ("offset", "length", "seq", "stamp", "ttl", "index", "generation", "flags")
 )
 
+# Where a record is. length: of the frame.  segment: 0 while it is in RAM only.
+Ref = namedtuple("Ref", ("journal", "seq", "priority", "segment", "offset", "length"))
+
 Header = namedtuple(
     "Header",
     ("chain", "journal", "number", "next_seq", "boot", "age", "counter", "previous_length"),
