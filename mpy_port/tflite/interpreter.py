@@ -80,13 +80,13 @@ class Interpreter:
         self.tier = kernels.tier_name(modules[0])
         self.planned = plan is not None
         self.arena_bytes = 0
-        graph = Graph(model)
-        lacking = missing(graph)
-        if lacking:
-            raise ModelError(
-                "unsupported operators: " + ", ".join(lacking), "model", "Change these layers"
-            )
         try:
+            graph = Graph(model)
+            lacking = missing(graph)
+            if lacking:
+                raise ModelError(
+                    "unsupported operators: " + ", ".join(lacking), "model", "Change these layers"
+                )
             self._load(graph, modules, plan, arena_limit)
         except MemoryError:
             need = " (the arena has %d bytes)" % self.arena_bytes if self.arena_bytes else ""
@@ -115,7 +115,6 @@ class Interpreter:
             return self._arena[places[owner] : places[owner] + tensor.size]
 
         self._steps: list[Step] = []
-        self.operators: list[str] = []
         for op in graph.operators:
             step = prepare(graph, op, modules, view)
             if step is not None:
