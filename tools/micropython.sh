@@ -111,6 +111,8 @@ source_tree() {
             sort -z | xargs -0 sha256sum | hash_of)
     else
         micropython_id=$(fetch $micropython_pin strict)
+        # Else the build would take its name from the repository around it, and the date.
+        export MICROPY_GIT_TAG=v1.25.0 MICROPY_GIT_HASH=debian SOURCE_DATE_EPOCH=1744675200
         if ! mbedtls_id=$(fetch $mbedtls_pin vouched); then
             mbedtls_id=none
         fi
@@ -150,7 +152,7 @@ build() {
     product=$1 file=$2 directory=$3
     shift 3
     key=$({
-        echo "$tree_id $directory $*" | sed "s|$top||g"
+        echo "$tree_id ${MICROPY_GIT_TAG:-} $directory $*" | sed "s|$top||g"
         $compiler --version
         cat /dev/null $inputs
     } | hash_of)
