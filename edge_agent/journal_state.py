@@ -21,7 +21,7 @@ from edge_agent.segment import ANNOUNCED, CHAINS, QUARANTINE, Segment, read_byte
 
 VERSION = 1
 SLOTS = ("state0", "state1")
-MAX_STATE = 16384  # bytes; a larger state file is not ours
+MAX_STATE = 24576  # bytes; a larger state file is not ours
 MAX_STATE_RANGES = 256  # freed ranges in all that a saved state holds
 MAX_GONE = 8
 REASONS = 8  # counters; index 0 is not used
@@ -114,8 +114,9 @@ class State:
         out.append(len(self.gone))
         for first, last in self.gone:
             out += struct.pack(">II", first, last)
-        out.append(len(self.removing))
-        for pair in self.removing:
+        removing = self.removing[:255]  # what is left over is done, or said again, next time
+        out.append(len(removing))
+        for pair in removing:
             for name in pair:
                 out.append(len(name))
                 out += name.encode()

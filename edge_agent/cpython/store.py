@@ -49,7 +49,7 @@ class FileStore(Store):
     """
 
     def __init__(self, directory: str, read_only: bool = False) -> None:
-        self.directory = directory
+        self.directory = directory = os.path.abspath(directory)
         self.read_only = read_only
         self._lock = -1
         self._writer = -1

@@ -6,8 +6,8 @@ from sim_flash import ENOSPC, PowerCut, Prng, SimFlash
 
 from edge_agent.errors import ConfigError, JournalError, JournalFull, StoreError
 from edge_agent.journal import MAX_BATCH, Journal
-from edge_agent.journal_state import SLOTS, decode
-from edge_agent.segment import RECORD_BYTES, segment_name, walk
+from edge_agent.journal_state import MAX_STATE, SLOTS, State, decode
+from edge_agent.segment import RECORD_BYTES, Segment, segment_name, walk
 
 STEP = 7 if sys.implementation.name == "micropython" else 1
 
@@ -496,6 +496,16 @@ class TestStart(unittest.TestCase):
         state = j._s
         again = decode(state.encode())
         self.assertEqual(again.encode(), state.encode())
+        # The largest state there can be still fits.
+        big = State()
+        for i in range(240 if STEP == 1 else 64):  # boards have 64 at most
+            segment = Segment(1, i + 1, i.to_bytes(4, "big"))
+            segment.count = 100
+            segment.freed = list(range(0, 640, 10))
+            big.chains[1].append(segment)
+            big.removing.append((segment.name, "bad-%d" % i))
+        self.assertLess(len(big.encode()), MAX_STATE)
+        self.assertEqual(len(decode(big.encode()).chains[1]), len(big.chains[1]))
         data = state.encode()
         for cut in range(len(data)):
             self.assertIsNone(decode(data[:cut]))
