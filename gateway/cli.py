@@ -267,6 +267,9 @@ def do_devices(options: argparse.Namespace) -> int:
             f"{device['outcomes']:8} {device['duplicates']:5} {device['conflicts']:5} "
             f"{device['lost_by_restore']:5} {pending:>7} {device['last_seen'] or 'never'}"
         )
+        if device["labels"]:
+            counted = ", ".join(f"{name} {count}" for name, count in device["labels"].items())
+            lines.append(f"{'':20} {counted}")
     return _show(options, found, "\n".join(lines))
 
 

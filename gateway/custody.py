@@ -80,6 +80,7 @@ class Custody:
             )
         self._merged = store.meta("merged", 0)
         self._next_row = store.last_outcome() + 1
+        self._domain_numbers = store.domains()
         for outcome, stream_id, seq, boot, uptime, utc_s, arrival in store.tail(self._merged):
             stream = self._by_id[stream_id]
             stream.held.add(seq)
@@ -210,6 +211,7 @@ class Custody:
             outcome.label,
             outcome.confidence,
             outcome.result,
+            self._domain_numbers.get(record.domain_id) or self._number(record.domain_id),
         )
         plan.rows.append((stream, seq, columns, payload, outcome))
         stream.held.add(seq)
@@ -222,6 +224,10 @@ class Custody:
         if wanted is None:
             wanted = plan.wanted[stream] = RangeSet()
         wanted.add(seq)
+
+    def _number(self, domain: bytes) -> int:
+        number = self._domain_numbers[domain] = self.store.insert_domain(domain)
+        return number
 
     def _refuse(self, plan: Plan, stream: Stream, seq: int, reason: str) -> None:
         entry = (seq, wire.REASONS[reason])

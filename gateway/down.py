@@ -14,7 +14,6 @@ from edge_agent.errors import RemoteError
 from gateway.keys import Registry
 from gateway.metrics import Counters
 from gateway.plan import Plan
-from gateway.ranges import RangeSet
 from gateway.store import Store
 from gateway.stream import Stream
 
@@ -23,6 +22,9 @@ REFUSED_MAX = 8
 RESERVE = 60_000
 # A device's counter may pull ours this far ahead; one broken device must not use it up.
 TRUST_MS = 10 * 365 * 86_400_000
+
+
+Ranges = list[tuple[int, int]]
 
 
 class Down:
@@ -79,7 +81,8 @@ class Down:
     # -- acks -----------------------------------------------------------------------
 
     def acks(self, plan: Plan, stream: Stream) -> list[bytes]:
-        """Sealed acks for one stream: as many as what was just committed needs."""
+        """Sealed acks for one stream: the answer to a hello first, then exactly what was
+        committed, found to be held already, or refused."""
         agent = stream.agent
         generation = self._keys.get(agent)
         if generation is None:
@@ -88,23 +91,19 @@ class Down:
         keys = self.registry(agent, generation)
         if keys is None:
             return []  # revoked between commit and answer
-        wanted = plan.wanted.get(stream, RangeSet())
+        contents: list[tuple[Ranges, Ranges]] = []
+        if stream in plan.greeted:
+            contents.append((stream.all_held()[:RANGES_MAX] if plan.greeted[stream] else [], []))
+        ranges = list(plan.wanted.get(stream, ()))
         refused = plan.refused.get(stream, [])
-        ranges = stream.answer(wanted, plan.greeted.get(stream, False))
+        while ranges or refused:
+            contents.append((ranges[:RANGES_MAX], refused[:REFUSED_MAX]))
+            ranges, refused = ranges[RANGES_MAX:], refused[REFUSED_MAX:]
         nonce = stream.nonce() or self._nonces.get(agent, b"")
-        # `answer` puts the ranges that must go out first; the rest fills the last ack.
-        must = sum(1 for entry in ranges if wanted.clipped(*entry))
-        parts = max(-(-must // RANGES_MAX), -(-len(refused) // REFUSED_MAX), 1)
         out = []
-        for part in range(parts):
-            ack = wire.Ack(
-                stream.journal,
-                tuple(ranges[part * RANGES_MAX : (part + 1) * RANGES_MAX]),
-                tuple(refused[part * REFUSED_MAX : (part + 1) * REFUSED_MAX]),
-                nonce,
-                plan.now_ms,
-                self.next_counter(agent, plan.now_ms),
-            )
+        for some, others in contents:
+            counter = self.next_counter(agent, plan.now_ms)
+            ack = wire.Ack(stream.journal, some, others, nonce, plan.now_ms, counter)
             try:
                 out.append(wire.seal(keys, ack))
             except RemoteError:

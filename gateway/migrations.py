@@ -4,7 +4,7 @@ A step is never edited after a release: what it made exists in somebody's databa
 tables, and why they look like this:
 
 outcomes    one row a frame, in order of arrival: what people and the learner filter by.
-            All of it can be made again from the frame.
+            All of it can be made again from the frame. domain: row of `domains`.
 blocks      the frames as they came, those of one commit together (blocks.pack_frames):
             the row of block `first` holds outcomes first..first+count-1. The view
             `frames` (id, frame) opens them.
@@ -78,7 +78,9 @@ MIGRATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
                 arrival_ms INTEGER NOT NULL,
                 label INTEGER NOT NULL,
                 confidence INTEGER,
-                result INTEGER)""",
+                result INTEGER,
+                domain INTEGER)""",
+            "CREATE TABLE domains (id INTEGER PRIMARY KEY, domain BLOB NOT NULL UNIQUE)",
             """CREATE TABLE blocks (
                 first INTEGER PRIMARY KEY,
                 count INTEGER NOT NULL,
@@ -122,12 +124,13 @@ MIGRATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
                 SELECT o.id AS id, d.agent AS agent, s.journal AS journal, o.seq AS seq,
                     o.label AS label, o.confidence AS confidence, o.result AS result,
                     o.boot AS boot, o.uptime_ms AS uptime_ms, o.utc_s AS utc_s,
-                    o.arrival_ms AS arrival_ms,
+                    o.arrival_ms AS arrival_ms, m.domain AS domain,
                     b.low AS low, b.high AS high, b.last_up AS last_up,
                     b.clocked AS clocked, b.floor AS floor, b.ceiling AS ceiling
                 FROM outcomes o
                 JOIN streams s ON s.id = o.stream
                 JOIN devices d ON d.id = s.device
+                LEFT JOIN domains m ON m.id = o.domain
                 LEFT JOIN boots b ON b.stream = o.stream AND b.boot = o.boot""",
         ),
     ),

@@ -98,8 +98,15 @@ class Queries:
     def stream_reports(self) -> list[dict[str, Any]]:
         return list(self._dicts("SELECT * FROM streams ORDER BY id"))
 
-    def outcome_counts(self) -> dict[int, int]:
-        return dict(self.run("SELECT stream, count(*) FROM outcomes GROUP BY stream").fetchall())
+    def label_counts(self) -> dict[int, list[tuple[bytes | None, int, int]]]:
+        """stream -> [(domain id, label, outcomes)]. Reads the whole table."""
+        found: dict[int, list[tuple[bytes | None, int, int]]] = {}
+        for stream, domain, label, count in self.run(
+            "SELECT o.stream, m.domain, o.label, count(*) FROM outcomes o"
+            " LEFT JOIN domains m ON m.id = o.domain GROUP BY o.stream, o.domain, o.label"
+        ):
+            found.setdefault(stream, []).append((domain, label, count))
+        return found
 
     def generations(self, device: int) -> list[int]:
         """Key generations in service."""

@@ -7,13 +7,14 @@ export made later can know better than an earlier one.
 import csv
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TextIO
 
 from edge_agent.errors import StoreError
+from edge_agent.frame import outcome_id
 from gateway.config import Domains, GatewayConfig
 from gateway.keys import Registry
 from gateway.ranges import RangeSet
@@ -22,8 +23,9 @@ from gateway.timebase import Boot, repair
 
 FIELDS = (
     "id", "device", "agent", "journal", "seq", "time", "utc_ms", "uncertainty_ms",
-    "time_source", "arrival_ms", "boot", "uptime_ms", "device_utc_s", "label",
-    "confidence", "result", "judged_result", "judged_label", "outcome",
+    "time_source", "arrival_ms", "boot", "uptime_ms", "device_utc_s", "domain", "label",
+    "label_name", "confidence", "result", "result_name", "judged_result", "judged_label",
+    "outcome",
 )  # fmt: skip
 
 
@@ -32,6 +34,13 @@ def iso(ms: "int | None") -> "str | None":
     if not ms:
         return None
     return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds")
+
+
+def name_of(names: "Sequence[str] | None", number: "int | None") -> "str | None":
+    """The name a domain has for a number; None when there is none (any more, or yet)."""
+    if not names or number is None or number >= len(names):
+        return None
+    return names[number]
 
 
 def running(config: GatewayConfig) -> dict[str, Any]:
@@ -50,7 +59,8 @@ def devices(config: GatewayConfig, store: Store, registry: Registry) -> list[dic
     news = running(config)
     online = news.get("online", {}) if news.get("alive") else {}
     streams = store.stream_reports()
-    counts = store.outcome_counts()
+    counts = store.label_counts()
+    domains = Domains(config.domains)
     found = []
     for device in registry.devices():
         agent = device.agent.hex()
@@ -68,7 +78,8 @@ def devices(config: GatewayConfig, store: Store, registry: Registry) -> list[dic
                 "enrolled": iso(device.enrolled_ms),
                 "online": online.get(agent),
                 "last_seen": iso(max((max(s["last_ms"], s["hello_ms"]) for s in mine), default=0)),
-                "outcomes": sum(counts.get(s["id"], 0) for s in mine),
+                "outcomes": sum(n for row in mine for *_, n in counts.get(row["id"], [])),
+                "labels": _labels(domains, [c for s in mine for c in counts.get(s["id"], [])]),
                 "duplicates": sum(s["duplicates"] for s in mine),
                 "conflicts": sum(s["conflicts"] for s in mine),
                 "forks": sum(s["forks"] for s in mine),
@@ -94,6 +105,16 @@ def devices(config: GatewayConfig, store: Store, registry: Registry) -> list[dic
             }
         )
     return found
+
+
+def _labels(domains: Domains, counts: list[tuple[bytes | None, int, int]]) -> dict[str, int]:
+    """{label name, or its number where no domain file names it: outcomes}."""
+    found: dict[str, int] = {}
+    for domain_id, label, count in counts:
+        domain = domains.get(domain_id or b"")
+        name = name_of(domain.labels if domain else None, label) or str(label)
+        found[name] = found.get(name, 0) + count
+    return dict(sorted(found.items()))
 
 
 def status(config: GatewayConfig, store: Store, registry: Registry) -> dict[str, Any]:
@@ -124,8 +145,6 @@ def status(config: GatewayConfig, store: Store, registry: Registry) -> dict[str,
 
 def outcomes(store: Store, domains: Domains, names: dict[bytes, str]) -> Iterator[dict[str, Any]]:
     """Every outcome, oldest first, with its repaired time and the names of its domain."""
-    from edge_agent.frame import outcome_id
-
     for row in store.timeline():
         boot = None
         if row["last_up"] is not None:
@@ -134,6 +153,7 @@ def outcomes(store: Store, domains: Domains, names: dict[bytes, str]) -> Iterato
                 row["floor"], row["ceiling"],
             )  # fmt: skip
         when = repair(boot, row["uptime_ms"], row["utc_s"] or 0, row["arrival_ms"])
+        domain = domains.get(row["domain"] or b"")
         identity = outcome_id(row["frame"])
         judged = store.judgement(identity)
         yield {
@@ -150,9 +170,12 @@ def outcomes(store: Store, domains: Domains, names: dict[bytes, str]) -> Iterato
             "boot": row["boot"],
             "uptime_ms": row["uptime_ms"],
             "device_utc_s": row["utc_s"],
+            "domain": domain.name if domain else (row["domain"] or b"").hex(),
             "label": row["label"],
+            "label_name": name_of(domain.labels if domain else None, row["label"]),
             "confidence": row["confidence"],
             "result": row["result"],
+            "result_name": name_of(domain.results if domain else None, row["result"]),
             "judged_result": judged[0] if judged else None,
             "judged_label": judged[1] if judged else None,
             "outcome": identity.hex(),

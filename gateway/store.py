@@ -130,8 +130,15 @@ class Store(Queries):
                 code = errno.EACCES
             elif name.startswith("SQLITE_IOERR"):
                 code = errno.EIO
-            else:
+            elif not name or name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
                 return StoreError(f"damaged ({text})", where, _DAMAGED, errno.EUCLEAN)
+            else:
+                return StoreError(
+                    f"refused a statement ({text})",
+                    where,
+                    "The file is sound, the program is at fault: report this, with the version",
+                    errno.EINVAL,
+                )
         fix = {
             errno.ENOSPC: "Free some space; until then nothing is acknowledged and devices keep"
             " their records",
@@ -195,8 +202,8 @@ class Store(Queries):
 
     def insert_outcomes(self, rows: Sequence[Sequence[Any]], frames: Sequence[bytes]) -> None:
         """rows: (id, stream, seq, boot, uptime_ms, utc_s, arrival_ms, label, confidence,
-        result) with consecutive ids; frames: theirs, in the same order."""
-        self.run_many("INSERT INTO outcomes VALUES (?,?,?,?,?,?,?,?,?,?)", rows)
+        result, domain) with consecutive ids; frames: theirs, in the same order."""
+        self.run_many("INSERT INTO outcomes VALUES (?,?,?,?,?,?,?,?,?,?,?)", rows)
         self.run(
             "INSERT INTO blocks VALUES (?,?,?)", (rows[0][0], len(frames), pack_frames(frames))
         )
@@ -303,6 +310,13 @@ class Store(Queries):
             " (SELECT id FROM samples WHERE reason = ? ORDER BY id DESC LIMIT ?)",
             (reason, reason, SAMPLES_PER_REASON),
         )
+
+    def domains(self) -> dict[bytes, int]:
+        """The numbers under which `outcomes` names domains."""
+        return dict(self.run("SELECT domain, id FROM domains").fetchall())
+
+    def insert_domain(self, domain: bytes) -> int:
+        return int(self.run("INSERT INTO domains (domain) VALUES (?)", (domain,)).lastrowid or 0)
 
     # -- streams and boots ----------------------------------------------------------
 

@@ -9,10 +9,10 @@ its hello), or was refused. A number below the floor that is none of these was a
 by a gateway whose database is no longer this one: it was restored from a backup.
 
 Forks. A journal's hellos can only go forward: boot, then uptime, and the next number. One
-that goes back comes from a copied or restored flash. From then on a range held says
-nothing about what *this* copy holds under these numbers, so acknowledgements name only
-records whose bytes were compared. A new hello is still answered with all that is held:
-before it has published anything, that can only tell the copy that its numbers are taken.
+that goes back comes from a copied or restored flash. It is counted and shown; nothing
+depends on noticing it, because acknowledgements name only records whose bytes were just
+compared. Only the answer to a new hello names all that is held: a device frees nothing on
+it that it published before, and a copy learns from it that its numbers are taken.
 """
 
 import json
@@ -184,27 +184,8 @@ class Stream:
             self.lost.add_range(first, last)
         return below.count()
 
-    def answer(self, wanted: RangeSet, greeted: bool) -> list[tuple[int, int]]:
-        """Ranges to acknowledge: around `wanted` first, then what else is held.
-
-        At or above the floor, except late duplicates. greeted: the stream said a new
-        hello. For a forked stream that did not: exactly `wanted`.
-        """
-        if self.forks and not greeted:
-            return list(wanted)
-        held = self.held
+    def all_held(self) -> list[tuple[int, int]]:
+        """What the answer to a new hello names: all ranges from its floor on."""
         # A copy may ask from a lower floor than the original has reached.
         low = max(min(self.floor, self.hello.get("floor", self.floor)), 1)
-        if not wanted and held.last() < low:
-            return []
-        found: list[tuple[int, int]] = []
-        for first, _ in wanted:
-            around = held.around(first)
-            if around is not None:
-                entry = (max(around[0], low), around[1])
-                if entry[0] > entry[1]:
-                    entry = around  # below the floor: a late duplicate
-                if entry not in found:
-                    found.append(entry)
-        found += [e for e in held.clipped(low, held.last()) if e not in found]
-        return found
+        return list(self.held.clipped(low, self.held.last()))

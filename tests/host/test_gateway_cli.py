@@ -235,6 +235,7 @@ def test_a_day_in_the_life(folder, tmp_path, capsys):
     rows = [json.loads(line) for line in out.splitlines()]
     assert [row["seq"] for row in rows] == list(range(1, 31))
     assert rows[0]["device"] == "pump"
+    assert (rows[0]["domain"], rows[0]["label"], rows[0]["label_name"]) == ("motion", 1, "lift")
     code, out, _ = run(
         "-C", folder, "export", "--format", "csv", "--frames", "--out", tmp_path / "x.csv",
         "--json", capsys=capsys,
@@ -243,5 +244,5 @@ def test_a_day_in_the_life(folder, tmp_path, capsys):
     table = list(csv.DictReader(io.StringIO((tmp_path / "x.csv").read_text())))
     assert [bytes.fromhex(r["frame"]) for r in table] == list(publisher.made.values())
     text = run("-C", folder, "devices", capsys=capsys)[1]
-    assert "revoked" in text and "pump" in text
+    assert "revoked" in text and "pump" in text and "lift 30" in text
     assert str(ROOT) not in text
