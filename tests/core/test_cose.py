@@ -2,10 +2,11 @@ import unittest
 
 import golden
 from golden import unhex
-from upy_crypto import HOST, SmallCrypto, make_crypto
+from upy_crypto import HOST, make_crypto
 
 from edge_agent import cbor, cose
 from edge_agent.errors import CborError, CoseError
+from mpy_port.crypto import StockCrypto
 
 CRYPTO = make_crypto()
 KEY = bytes(range(32))
@@ -28,7 +29,7 @@ class Primitives(unittest.TestCase):
         self.vectors = golden.load("standards")
 
     def test_hmac(self):
-        for crypto in (CRYPTO, SmallCrypto()):
+        for crypto in (CRYPTO, StockCrypto()):
             for key, data, expected in self.vectors["hmac_sha256"]["vectors"]:
                 self.assertEqual(crypto.hmac_sha256(unhex(key), unhex(data)), unhex(expected))
             self.assertEqual(
@@ -66,7 +67,7 @@ class Primitives(unittest.TestCase):
             self.assertFalse(CRYPTO.verify(b"short", unhex(signature), unhex(message)))
 
     def test_equal(self):
-        for crypto in (CRYPTO, SmallCrypto()):
+        for crypto in (CRYPTO, StockCrypto()):
             self.assertTrue(crypto.equal(b"abc", b"abc"))
             self.assertFalse(crypto.equal(b"abc", b"abd"))
             self.assertFalse(crypto.equal(b"abc", b"abcd"))
