@@ -2,14 +2,15 @@
 
     python -m models.train [--wheel PATH] [--out DIR] [--owner-key FILE] [--new-owner]
     python -m models.train --cross-validate
+    python -m models.train --check shipped|seven
 
 The shipped encoder sees people 1-3 only; people 4-10 are for testing and for replay.
 Settings were chosen by leave-one-person-out cross-validation on people 1-3 alone
 (`--cross-validate` prints it for the present settings); the seed is 1 and was not chosen.
 
 Recipe: several perceptrons are trained on augmented windows; their mean opinion on
-further augmented windows then teaches the one small perceptron that ships. Averaging
-takes out most of the luck of a single training run.
+further augmented windows, and on mixtures of them, then teaches the one small perceptron
+that ships. Averaging takes out most of the luck of a single training run.
 
 The domain is signed only when the model differs from the one that the present domain
 file names, and only with the owner's key: a file of 64 hex digits, mode 0600, not in the
@@ -22,10 +23,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
+
+# The matrices are small: more threads only wait for each other. Before numpy is loaded.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 import numpy.typing as npt
@@ -43,11 +48,36 @@ SEED = 1
 SIZES = (48, 64, 64, 7)
 SHIFT = 16
 RANGE = 4.0  # int8 covers this many standard deviations to either side
-TEACHERS = 8
-TEACHER = mlp.Recipe(epochs=10, drop=0.2, noise=0.2)
-STUDENT = mlp.Recipe(epochs=20, decay=1e-5, noise=0.1)
-TEACHER_VARIANTS = 5
-STUDENT_VARIANTS = 12
+
+
+class Settings(NamedTuple):
+    """Chosen by leaving out one of the people trained on, never by those tested on."""
+
+    teachers: int = 8
+    teacher: mlp.Recipe = mlp.Recipe(epochs=10, drop=0.2, noise=0.2)
+    teacher_variants: int = 5  # augmented windows for every ordinary one
+    student: mlp.Recipe = mlp.Recipe(epochs=15, decay=1e-5)
+    student_variants: int = 24
+    rotation: float = 0.15
+    speed: float = 0.2
+    vigour: float = 0.15
+
+    def more(
+        self, recordings: list[Recording], rng: np.random.Generator, variants: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        return augmented(recordings, rng, variants, self.rotation, self.speed, self.vigour)
+
+
+SHIPPED = Settings()
+# For the experiment with seven people. Leaving one of the seven out, accuracy is 0.846 with
+# these settings and 0.847 with drop-out: of equals the simpler was taken.
+SEVEN_PEOPLE = Settings(
+    teachers=4,
+    teacher=mlp.Recipe(epochs=10, noise=0.1),
+    teacher_variants=4,
+    student=mlp.Recipe(epochs=10, decay=1e-5),
+    student_variants=6,
+)
 
 Int8 = npt.NDArray[np.int8]
 Floats = npt.NDArray[np.float32]
@@ -83,29 +113,31 @@ def scaling(features: npt.NDArray[np.int64]) -> Scaling:
     return Scaling(np.rint(features.mean(0)).astype(np.int64), mul, step)
 
 
-def fit(recordings: list[Recording], seed: int, quiet: bool = True) -> tuple[mlp.Net, Scaling, Any]:
+def fit(
+    recordings: list[Recording], seed: int, settings: Settings = SHIPPED, quiet: bool = True
+) -> tuple[mlp.Net, Scaling, Floats]:
     """(student, scaling, ordinary training windows as dequantised inputs)."""
     rng = np.random.default_rng(1000 + seed)
     windows, labels, _ = cut(recordings)
     scale = scaling(stats8(windows))
     plain = scale.floats(windows)
     truth = np.eye(SIZES[-1], dtype=np.float32)
-    with tqdm(
-        total=TEACHERS * TEACHER.epochs + STUDENT.epochs,
-        desc="Training",
-        unit="epoch",
-        disable=quiet,
-    ) as bar:
+    epochs = settings.teachers * settings.teacher.epochs + settings.student.epochs
+    with tqdm(total=epochs, desc="Training", unit="epoch", disable=quiet) as bar:
         teachers = []
-        for k in range(TEACHERS):
-            more, more_labels = augmented(recordings, rng, TEACHER_VARIANTS)
+        for k in range(settings.teachers):
+            more, more_labels = settings.more(recordings, rng, settings.teacher_variants)
             x = np.concatenate([plain, scale.floats(more)])
-            y = np.concatenate([labels, more_labels])
-            teachers.append(mlp.train(x, truth[y], SIZES, TEACHER, seed * 100 + k, bar.update))
-        more, _ = augmented(recordings, rng, STUDENT_VARIANTS)
+            y = truth[np.concatenate([labels, more_labels])]
+            teachers.append(mlp.train(x, y, SIZES, settings.teacher, seed * 100 + k, bar.update))
+        more, _ = settings.more(recordings, rng, settings.student_variants)
         x = np.concatenate([plain, scale.floats(more)])
+        # Mixtures of two windows mean no exercise, but they show the student what its
+        # teachers think between the windows, and it then agrees with them far more often.
+        share = rng.random((len(x), 1), dtype=np.float32)
+        x = np.concatenate([x, x * share + x[rng.permutation(len(x))] * (1 - share)])
         opinion = np.mean([mlp.softmax(mlp.forward(t, x)[-1]) for t in teachers], 0)
-        student = mlp.train(x, opinion, SIZES, STUDENT, seed * 100 + 99, bar.update)
+        student = mlp.train(x, opinion, SIZES, settings.student, seed * 100 + 99, bar.update)
     return student, scale, plain
 
 
@@ -113,11 +145,12 @@ def train(
     recordings: list[Recording],
     tests: list[Recording],
     seed: int = SEED,
+    settings: Settings = SHIPPED,
     quiet: bool = True,
     description: str = "watch exercises, int8 perceptron",
 ) -> Trained:
     """Train on some recordings; float accuracy on others."""
-    student, scale, plain = fit(recordings, seed, quiet)
+    student, scale, plain = fit(recordings, seed, settings, quiet)
     data = write_mlp(student, plain, Quantiser(scale.step, 0), description)
     windows, labels, _ = cut(tests)
     guess = mlp.forward(student, scale.floats(windows))[-1].argmax(1)
@@ -178,18 +211,49 @@ def cross_validate(recordings: list[Recording], seeds: int = 3) -> None:
     print(f"mean {np.mean(everyone):.4f} over {seeds} seeds")
 
 
+GOALS = {"shipped": 0.77, "seven": 0.83}
+
+
+def check(recordings: list[Recording], which: str) -> dict[str, Any]:
+    """Train again in memory. "shipped": people 1-3; "seven": people 1-7, tested on 8-10."""
+    if which == "shipped":
+        learn, test, settings = SHIPPED_PEOPLE, REPLAY_PEOPLE, SHIPPED
+    else:
+        learn, test, settings = tuple(range(1, 8)), (8, 9, 10), SEVEN_PEOPLE
+    tests = people(recordings, test)
+    trained = train(people(recordings, learn), tests, settings=settings)
+    overall, each = accuracy(trained, tests)
+    return {
+        "experiment": which,
+        "trained on people": learn,
+        "float": round(trained.float_accuracy, 4),
+        "int8": round(overall, 4),
+        "int8 by person": each,
+        "goal": GOALS[which],
+        "ok": overall >= GOALS[which],
+        "tflite": trained.tflite.hex(),
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--wheel", type=Path, help="the seglearn wheel (default: pip fetches it)")
     parser.add_argument("--out", type=Path, default=HERE, help="where to write (default: models/)")
     parser.add_argument("--owner-key", type=Path, default=HERE / "owner.key")
     parser.add_argument("--new-owner", action="store_true", help="make a key and another domain")
-    parser.add_argument("--cross-validate", action="store_true", help="print and write nothing")
+    parser.add_argument("--cross-validate", action="store_true", help="print, write nothing")
+    parser.add_argument(
+        "--check", choices=sorted(GOALS), help="train again in memory, print JSON, 1 below goal"
+    )
     options = parser.parse_args()
     recordings = watch_data.load(options.wheel)
     if options.cross_validate:
         cross_validate(recordings)
         return 0
+    if options.check:
+        result = check(recordings, options.check)
+        print(json.dumps(result))
+        return 0 if result["ok"] else 1
     started = time.monotonic()
     tests = people(recordings, REPLAY_PEOPLE)
     trained = train(people(recordings, SHIPPED_PEOPLE), tests, quiet=False)

@@ -43,6 +43,7 @@ def cut(recordings: Sequence[Recording], hop: int = HOP) -> tuple[Ints, Ints, In
 
 def stats8(windows: Ints) -> Ints:
     """(n, 128, 6) -> (n, 48), before offset, factor and shift."""
+    windows = windows.astype(np.int64)  # differences of int16 do not fit int16
     length = windows.shape[1]
     mean = windows.sum(1) // length
     deviation = windows - mean[:, None]
@@ -57,7 +58,7 @@ def stats8(windows: Ints) -> Ints:
 
 def to_int8(features: Ints, offset: Ints, mul: Ints, shift: int) -> npt.NDArray[np.int8]:
     """The last step of features.py."""
-    scaled = ((features - offset) * mul + (1 << (shift - 1))) >> shift
+    scaled = ((features.astype(np.int64) - offset) * mul + (1 << (shift - 1))) >> shift
     return np.clip(scaled, -128, 127).astype(np.int8)
 
 
