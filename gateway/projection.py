@@ -29,4 +29,4 @@ def _signs(domain_id: bytes) -> npt.NDArray[np.float32]:
 def fingerprint(domain_id: bytes, vector: bytes) -> bytes:
     """16 bytes: bit j is 1 when the j-th projection of the 64 int8 values is >= 0."""
     values = np.frombuffer(vector, np.int8).astype(np.float32)
-    return np.packbits(_signs(domain_id) @ values >= 0).tobytes()
+    return np.packbits(_signs(domain_id).dot(values) >= 0).tobytes()
