@@ -122,7 +122,10 @@ class Stream:
 
     def heard(self, nonce: bytes) -> bool:
         """Whether a hello with this nonce was taken in before."""
-        return nonce in [self.nonces[i : i + NONCE] for i in range(0, len(self.nonces), NONCE)]
+        return nonce in self._known()
+
+    def _known(self) -> list[bytes]:
+        return [self.nonces[i : i + NONCE] for i in range(0, len(self.nonces), NONCE)]
 
     def greet(self, hello: Any, arrival_ms: int, generation: int) -> int:
         """Take in a hello that was sealed under this key generation.
@@ -140,7 +143,10 @@ class Stream:
         else:
             if said < before or hello.next_seq < max(self.next_seq, self.held.last() + 1):
                 self.forks += 1
-            self.nonces = (self.nonces + hello.nonce)[-NONCES * NONCE :]
+        # The newest comes last, also when the device repeats one that an older hello,
+        # delivered late, had overtaken.
+        others = [n for n in self._known() if n != hello.nonce]
+        self.nonces = b"".join(others + [hello.nonce])[-NONCES * NONCE :]
         self.dirty = True
         self.next_seq = max(self.next_seq, hello.next_seq)
         self.hello_ms = arrival_ms
