@@ -1,0 +1,83 @@
+"""The wheel works away from the clone and carries what it needs."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PROLOGUE = """
+import sys
+wheel, clone = sys.argv[1:3]
+def foreign(path):
+    return path and path.rstrip("/") != clone
+sys.path[:] = [wheel] + [p for p in sys.path if foreign(p)]
+sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in repr(f).lower()]
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The built wheel, unpacked as an installer would."""
+    out = tmp_path_factory.mktemp("wheel")
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, ROOT],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    (path,) = out.glob("*.whl")
+    target = out / "site"
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(target)
+    return target
+
+
+def inside(wheel, code, cwd):
+    done = subprocess.run(
+        [sys.executable, "-c", PROLOGUE + code, str(wheel), str(ROOT)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_every_module_imports_from_the_wheel_alone(wheel, tmp_path):
+    code = """
+import importlib, pathlib, re
+boards_only = re.compile(r"^(import|from) (micropython|cryptolib|uctypes|machine)", re.M)
+count = 0
+for path in sorted(pathlib.Path(wheel).rglob("*.py")):
+    name = ".".join(path.relative_to(wheel).with_suffix("").parts)
+    name = name.removesuffix(".__init__")
+    if boards_only.search(path.read_text()) or name.endswith("__main__"):
+        continue
+    module = importlib.import_module(name)
+    assert str(module.__file__).startswith(wheel), module.__file__
+    count += 1
+print(count)
+"""
+    assert int(inside(wheel, code, tmp_path)) > 60
+
+
+@pytest.mark.parametrize("command", ["edge_agent.cli", "gateway.cli"])
+def test_commands_run_from_the_wheel(wheel, tmp_path, command):
+    code = f"""
+import importlib
+try:
+    importlib.import_module({command!r}).main(["--help"])
+except SystemExit as end:
+    assert not end.code
+"""
+    assert "usage: edge-" in inside(wheel, code, tmp_path)
+
+
+def test_it_carries_the_cddl_and_the_licence(wheel):
+    assert (wheel / "edge_agent" / "frame.cddl").is_file()
+    assert any("LICENSE" in p.name for p in wheel.rglob("LICENSE*"))
+    assert not list(wheel.rglob("*.key")) and not (wheel / "tests").exists()
