@@ -63,7 +63,7 @@ def update(out: Path, key_file: Path, new_owner: bool = False, version: int = VE
         present = Domain.load(target.read_bytes(), crypto)
         same = (present.labels, present.tags, present.actions, present.results) == lists
         if present.space == wanted and same and present.version == version:
-            print(f"{target}: fits, domain id {present.id.hex()}")
+            print(f"{target.name}: fits, domain id {present.id.hex()}")
             return 0
     if new_owner:
         if key_file.exists():
@@ -79,24 +79,31 @@ def update(out: Path, key_file: Path, new_owner: bool = False, version: int = VE
             file=sys.stderr,
         )
         return 3
-    seed = bytes.fromhex(key_file.read_text().strip())
+    if key_file.stat().st_mode & 0o077:
+        print(f"{key_file}: readable by others. chmod 600 {key_file}", file=sys.stderr)
+        return 3
+    text = key_file.read_text().strip()
+    if len(text) != 64 or text.strip("0123456789abcdef"):
+        print(f"{key_file}: not a key of 64 hex digits", file=sys.stderr)
+        return 3
+    seed = bytes.fromhex(text)
     owner = Ed25519PrivateKey.from_private_bytes(seed).public_key()
     public = owner.public_bytes(Encoding.Raw, PublicFormat.Raw)
     data = make_domain(crypto, seed, public, NAME, version, wanted, *lists)
     target.write_bytes(data)
     domain = Domain.load(data, crypto)
-    print(f"{target}: {len(data)} bytes, domain id {domain.id.hex()}, owner {public.hex()}")
+    print(f"{target.name}: {len(data)} bytes, domain id {domain.id.hex()}, owner {public.hex()}")
     return 0
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--out", type=Path, default=HERE)
-    parser.add_argument("--owner-key", type=Path, default=HERE / "owner.key")
+    parser.add_argument("--owner-key", type=Path, help="default: owner.key in the --out directory")
     parser.add_argument("--new-owner", action="store_true")
     parser.add_argument("--version", type=int, default=VERSION)
     o = parser.parse_args()
-    return update(o.out, o.owner_key, o.new_owner, o.version)
+    return update(o.out, o.owner_key or o.out / "owner.key", o.new_owner, o.version)
 
 
 if __name__ == "__main__":

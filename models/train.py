@@ -6,7 +6,10 @@
 
 The shipped encoder sees people 1-3 only; people 4-10 are for testing and for replay.
 Settings were chosen by leave-one-person-out cross-validation on people 1-3 alone
-(`--cross-validate` prints it for the present settings); the seed is 1 and was not chosen.
+(`--cross-validate` prints it for the present settings: 0.785); the seed is 1 and was not
+chosen. Be careful with that figure and with the one for people 4-10: three people differ
+among themselves by 0.1, and what earlier recipes reached on people 4-10, 0.75 to 0.77, was
+seen during development, though nothing was chosen by it.
 
 Recipe: several perceptrons are trained on augmented windows; their mean opinion on
 further augmented windows, and on mixtures of them, then teaches the one small perceptron
@@ -24,7 +27,9 @@ import argparse
 import hashlib
 import json
 import os
+import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,7 +75,8 @@ class Settings(NamedTuple):
 
 SHIPPED = Settings()
 # For the experiment with seven people. Leaving one of the seven out, accuracy is 0.846 with
-# these settings and 0.847 with drop-out: of equals the simpler was taken.
+# these settings and 0.847 with drop-out: of equals the simpler was taken. The three people
+# tested on happen to like it: 0.88, where recipes with drop-out had 0.81 to 0.83.
 SEVEN_PEOPLE = Settings(
     teachers=4,
     teacher=mlp.Recipe(epochs=10, noise=0.1),
@@ -239,7 +245,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--wheel", type=Path, help="the seglearn wheel (default: pip fetches it)")
     parser.add_argument("--out", type=Path, default=HERE, help="where to write (default: models/)")
-    parser.add_argument("--owner-key", type=Path, default=HERE / "owner.key")
+    parser.add_argument("--owner-key", type=Path, help="default: owner.key in the --out directory")
     parser.add_argument("--new-owner", action="store_true", help="make a key and another domain")
     parser.add_argument("--cross-validate", action="store_true", help="print, write nothing")
     parser.add_argument(
@@ -259,12 +265,61 @@ def main() -> int:
     trained = train(people(recordings, SHIPPED_PEOPLE), tests, quiet=False)
     seconds = time.monotonic() - started
     overall, each = accuracy(trained, tests)
+    files = {
+        "data/watch_replay.bin": watch_data.replay_bytes(tests),
+        "watch_mlp_int8.tflite": trained.tflite,
+        "watch_features.json": (json.dumps(features(trained)) + "\n").encode(),
+    }
+    print(f"{len(trained.tflite)} bytes, {seconds:.1f} s of training")
+    print(f"people 4-10: float {trained.float_accuracy:.4f}, int8 {overall:.4f}; by person {each}")
     out: Path = options.out
-    (out / "data").mkdir(parents=True, exist_ok=True)
-    replay = watch_data.replay_bytes(tests)
-    (out / "data" / "watch_replay.bin").write_bytes(replay)
-    (out / "watch_mlp_int8.tflite").write_bytes(trained.tflite)
-    parameters = {
+    status = write(out, files, options.owner_key or out / "owner.key", options.new_owner)
+    if status == 0:
+        note(
+            out / "provenance.json",
+            {
+                "data/watch_replay.bin": entry(
+                    files["data/watch_replay.bin"], "models/watch_data.py, people 4-10"
+                ),
+                "watch_mlp_int8.tflite": {
+                    **entry(trained.tflite, "models/train.py"),
+                    "trained on people": list(SHIPPED_PEOPLE),
+                    "seed": SEED,
+                    "windows tested": len(cut(tests)[1]),
+                    "accuracy float, people 4-10": round(trained.float_accuracy, 4),
+                    "accuracy int8, people 4-10": round(overall, 4),
+                    "accuracy int8 by person": each,
+                },
+            },
+        )
+    return status
+
+
+def write(out: Path, files: dict[str, bytes], key_file: Path, new_owner: bool) -> int:
+    """Put the files in place together with a domain that fits them, or nothing at all."""
+    from models.make_domain import update
+
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".new-") as name:
+        new = Path(name)
+        present = out / "watch.domain"
+        if present.exists():
+            shutil.copy(present, new)
+        for path, data in files.items():
+            (new / path).parent.mkdir(parents=True, exist_ok=True)
+            (new / path).write_bytes(data)
+        status = update(new, key_file, new_owner)
+        if status:
+            print(f"Nothing was written to {out}", file=sys.stderr)
+            return status
+        for path in (*files, "watch.domain"):
+            (out / path).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(new / path, out / path)
+    return 0
+
+
+def features(trained: Trained) -> dict[str, Any]:
+    return {
         "kind": "stats8",
         "axes": 6,
         "window": 128,
@@ -273,27 +328,6 @@ def main() -> int:
         "mul": trained.mul,
         "shift": trained.shift,
     }
-    (out / "watch_features.json").write_text(json.dumps(parameters) + "\n")
-    note(
-        out / "provenance.json",
-        {
-            "data/watch_replay.bin": entry(replay, "models/watch_data.py, people 4-10"),
-            "watch_mlp_int8.tflite": {
-                **entry(trained.tflite, "models/train.py"),
-                "trained on people": list(SHIPPED_PEOPLE),
-                "seed": SEED,
-                "windows tested": len(cut(tests)[1]),
-                "accuracy float, people 4-10": round(trained.float_accuracy, 4),
-                "accuracy int8, people 4-10": round(overall, 4),
-                "accuracy int8 by person": each,
-            },
-        },
-    )
-    print(f"{len(trained.tflite)} bytes, {seconds:.1f} s of training")
-    print(f"people 4-10: float {trained.float_accuracy:.4f}, int8 {overall:.4f}; by person {each}")
-    from models.make_domain import update
-
-    return update(out, options.owner_key, options.new_owner)
 
 
 def entry(data: bytes, made_by: str) -> dict[str, Any]:

@@ -176,7 +176,7 @@ def test_provenance_names_the_files_as_they_are():
 def test_no_pickle_and_no_key_is_shipped():
     tracked = [p for p in MODELS.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
     assert not [p for p in tracked if p.suffix in (".npy", ".npz", ".pkl", ".pickle")]
-    assert "models/*.key" in (ROOT / ".gitignore").read_text().split()
+    assert "*.key" in (ROOT / ".gitignore").read_text().split()
     assert "David M. Burns" in (MODELS / "NOTICE-watch-data.txt").read_text()
 
 
@@ -209,6 +209,26 @@ def test_another_model_needs_the_owner_s_key(copy, capsys):
     assert make_domain.update(copy, copy / "none.key") == 3
     assert "--new-owner" in capsys.readouterr().err
     assert (copy / "watch.domain").read_bytes() == before
+
+
+def test_a_model_that_cannot_be_signed_is_not_written(copy):
+    before = {p.name: p.read_bytes() for p in copy.iterdir()}
+    files = {
+        "watch_mlp_int8.tflite": b"other",
+        "watch_features.json": before["watch_features.json"],
+    }
+    assert train.write(copy, files, copy / "none.key", False) == 3
+    assert {p.name: p.read_bytes() for p in copy.iterdir()} == before
+
+
+@pytest.mark.parametrize(("text", "mode"), [("ab" * 32, 0o644), ("ab" * 31, 0o600), ("", 0o600)])
+def test_bad_keys_are_refused(copy, text, mode):
+    (copy / "watch.domain").unlink()
+    key = copy / "owner.key"
+    key.write_text(text)
+    key.chmod(mode)
+    assert make_domain.update(copy, key) == 3
+    assert not (copy / "watch.domain").exists()
 
 
 def test_new_owner_makes_another_domain_and_signing_is_reproducible(copy, domain):
