@@ -240,6 +240,8 @@ class Custody:
         stream = self._stream(agent, hello.journal, hello.floor)
         forks = stream.forks
         new = not stream.heard(hello.nonce)  # a broker may deliver one again
+        if hello.nonce != self.down.nonce(stream):
+            plan.turn(stream, self.down.nonce(stream))
         lost = stream.greet(hello, plan.now_ms, generation)
         if lost:
             plan.count("lost_by_restore", lost)
@@ -275,7 +277,8 @@ class Custody:
                 store.drop_tombstones(stream.id, stream.floor)
             for agent, oldest in plan.retire.items():
                 self._retire(agent, oldest, plan.now_ms)
-            self.down.reserve(plan.now_ms, len(plan.wanted) + len(plan.refused))
+            messages = len(plan.wanted) + len(plan.refused) + len(plan.earlier)
+            self.down.reserve(plan.now_ms, messages)
             if self._next_row - 1 - self._merged >= MERGE_ROWS:
                 self._merge()
             store.commit()
@@ -390,7 +393,8 @@ class Custody:
     def answers(self, plan: Plan) -> list[tuple[str, bytes]]:
         """(topic, sealed ack) for a committed plan."""
         out: list[tuple[str, bytes]] = []
-        streams = dict.fromkeys(plan.wanted)
+        streams = {entry[0]: None for entry in plan.earlier}
+        streams.update(dict.fromkeys(plan.wanted))
         streams.update(dict.fromkeys(plan.refused))
         streams.update(dict.fromkeys(plan.greeted))
         for stream in streams:

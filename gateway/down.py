@@ -7,6 +7,7 @@ that went back. The first is reserved in the database well ahead, so that it is 
 once a minute and not with every commit.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from edge_agent import frame as wire
@@ -80,9 +81,14 @@ class Down:
 
     # -- acks -----------------------------------------------------------------------
 
+    def nonce(self, stream: Stream) -> bytes:
+        """What an ack for this stream echoes now."""
+        return stream.nonce() or self._nonces.get(stream.agent, b"")
+
     def acks(self, plan: Plan, stream: Stream) -> list[bytes]:
-        """Sealed acks for one stream: the answer to a hello first, then exactly what was
-        committed, found to be held already, or refused."""
+        """Sealed acks for one stream: what came before a new hello with the nonce before
+        it; the answer to a hello; then exactly what was committed, found to be held
+        already, or refused."""
         agent = stream.agent
         generation = self._keys.get(agent)
         if generation is None:
@@ -91,22 +97,30 @@ class Down:
         keys = self.registry(agent, generation)
         if keys is None:
             return []  # revoked between commit and answer
-        contents: list[tuple[Ranges, Ranges]] = []
+        contents: list[tuple[bytes, Ranges, Ranges]] = []
+        for which, nonce, ranges, refused in plan.earlier:
+            if which is stream:
+                contents.extend(_parts(nonce, ranges, refused))
+        nonce = self.nonce(stream)
         if stream in plan.greeted:
-            contents.append((stream.all_held()[:RANGES_MAX] if plan.greeted[stream] else [], []))
-        ranges = list(plan.wanted.get(stream, ()))
-        refused = plan.refused.get(stream, [])
-        while ranges or refused:
-            contents.append((ranges[:RANGES_MAX], refused[:REFUSED_MAX]))
-            ranges, refused = ranges[RANGES_MAX:], refused[REFUSED_MAX:]
-        nonce = stream.nonce() or self._nonces.get(agent, b"")
+            held = stream.all_held()[:RANGES_MAX] if plan.greeted[stream] else []
+            contents.append((nonce, held, []))
+        wanted = list(plan.wanted.get(stream, ()))
+        contents.extend(_parts(nonce, wanted, plan.refused.get(stream, [])))
         out = []
-        for some, others in contents:
+        for echo, some, others in contents:
             counter = self.next_counter(agent, plan.now_ms)
-            ack = wire.Ack(stream.journal, some, others, nonce, plan.now_ms, counter)
+            ack = wire.Ack(stream.journal, some, others, echo, plan.now_ms, counter)
             try:
                 out.append(wire.seal(keys, ack))
             except RemoteError:
                 # A device that claims the last counter there is cannot be answered again.
                 self.counters.add({"unanswered": 1})
         return out
+
+
+def _parts(nonce: bytes, ranges: Ranges, refused: Ranges) -> Iterator[tuple[bytes, Ranges, Ranges]]:
+    """As many acks as it takes."""
+    while ranges or refused:
+        yield nonce, ranges[:RANGES_MAX], refused[:REFUSED_MAX]
+        ranges, refused = ranges[RANGES_MAX:], refused[REFUSED_MAX:]

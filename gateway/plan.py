@@ -21,9 +21,19 @@ class Plan:
         self.refused: dict[Stream, list[tuple[int, int]]] = {}
         # Streams that said hello, and whether it was a new one.
         self.greeted: dict[Stream, bool] = {}
+        # What came before a new hello is answered with the nonce that was in force then:
+        # the device that says the new one may be a copy, with other bytes in its numbers.
+        self.earlier: list[tuple[Stream, bytes, list[tuple[int, int]], list[tuple[int, int]]]] = []
         self.hashes: dict[tuple[int, int], bytes] = {}
         self.retire: dict[bytes, int] = {}
         self.counts: dict[str, int] = {}
+
+    def turn(self, stream: Stream, nonce: bytes) -> None:
+        """A new hello of this stream follows; `nonce` is the one it replaces."""
+        wanted = list(self.wanted.pop(stream, ()))
+        refused = self.refused.pop(stream, [])
+        if wanted or refused:
+            self.earlier.append((stream, nonce, wanted, refused))
 
     def count(self, name: str, by: int = 1) -> None:
         self.counts[name] = self.counts.get(name, 0) + by
