@@ -160,8 +160,8 @@ class Config:
             where,
         )
         self.journal_path = _text(fields, "path", where, "journal")
-        self.segment_bytes = _int(fields, "segment_bytes", where, 1024, 1 << 24, 32768)
-        self.max_segments = _int(fields, "max_segments", where, 4, 65536, 64)
+        self.segment_bytes = _int(fields, "segment_bytes", where, 1024, 1 << 20, 32768)
+        self.max_segments = _int(fields, "max_segments", where, 8, 240, 64)
         reserve = fields.get("reserve", [4, 8, 0])
         if (
             not isinstance(reserve, (list, tuple))
@@ -171,8 +171,9 @@ class Config:
             raise _bad(
                 "journal.reserve", reserve, "three numbers of segments, [urgent, normal, bulk]"
             )
-        if sum(reserve) > self.max_segments:
-            raise _bad("journal.reserve", reserve, "at most max_segments in all")
+        # One segment a priority, two for the quarantine, two for damaged ones kept to look at.
+        if sum(reserve) + 7 > self.max_segments:
+            raise _bad("journal.reserve", reserve, "at most max_segments - 7 in all")
         self.reserve = tuple(reserve)
         self.policy = _choice(fields, "policy", where, ("drop-oldest", "drop-new"))
         self.sync = _choice(fields, "sync", where, ("batch", "every"))

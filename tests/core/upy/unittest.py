@@ -32,51 +32,53 @@ class TestCase:
     def fail(self, msg=None):
         raise AssertionError(msg or "failed")
 
-    def _check(self, ok, text, msg):
+    def _check(self, ok, text, values, msg):
+        # Values are formatted only when needed: large ones would fill a small heap.
         if not ok:
+            text = text % values
             raise AssertionError(text if msg is None else "%s: %s" % (text, msg))
 
     def assertTrue(self, a, msg=None):
-        self._check(a, "%r is not true" % (a,), msg)
+        self._check(a, "%r is not true", (a,), msg)
 
     def assertFalse(self, a, msg=None):
-        self._check(not a, "%r is not false" % (a,), msg)
+        self._check(not a, "%r is not false", (a,), msg)
 
     def assertEqual(self, a, b, msg=None):
-        self._check(a == b, "%r != %r" % (a, b), msg)
+        self._check(a == b, "%r != %r", (a, b), msg)
 
     def assertNotEqual(self, a, b, msg=None):
-        self._check(a != b, "%r == %r" % (a, b), msg)
+        self._check(a != b, "%r == %r", (a, b), msg)
 
     def assertIs(self, a, b, msg=None):
-        self._check(a is b, "%r is not %r" % (a, b), msg)
+        self._check(a is b, "%r is not %r", (a, b), msg)
 
     def assertIsNone(self, a, msg=None):
-        self._check(a is None, "%r is not None" % (a,), msg)
+        self._check(a is None, "%r is not None", (a,), msg)
 
     def assertIsNotNone(self, a, msg=None):
-        self._check(a is not None, "unexpectedly None", msg)
+        self._check(a is not None, "unexpectedly None", (), msg)
 
     def assertIn(self, a, b, msg=None):
-        self._check(a in b, "%r not in %r" % (a, b), msg)
+        self._check(a in b, "%r not in %r", (a, b), msg)
 
     def assertNotIn(self, a, b, msg=None):
-        self._check(a not in b, "%r in %r" % (a, b), msg)
+        self._check(a not in b, "%r in %r", (a, b), msg)
 
     def assertIsInstance(self, a, b, msg=None):
-        self._check(isinstance(a, b), "%r is no %s" % (a, b), msg)
+        self._check(isinstance(a, b), "%r is no %s", (a, b), msg)
 
     def assertLess(self, a, b, msg=None):
-        self._check(a < b, "%r >= %r" % (a, b), msg)
+        self._check(a < b, "%r >= %r", (a, b), msg)
 
     def assertLessEqual(self, a, b, msg=None):
-        self._check(a <= b, "%r > %r" % (a, b), msg)
+        self._check(a <= b, "%r > %r", (a, b), msg)
 
     def assertGreater(self, a, b, msg=None):
-        self._check(a > b, "%r <= %r" % (a, b), msg)
+        self._check(a > b, "%r <= %r", (a, b), msg)
 
     def assertGreaterEqual(self, a, b, msg=None):
-        self._check(a >= b, "%r < %r" % (a, b), msg)
+        self._check(a >= b, "%r < %r", (a, b), msg)
 
     def assertRaises(self, expected, func=None, *args):
         raises = _Raises(expected)
