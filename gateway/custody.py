@@ -111,11 +111,12 @@ class Custody:
         """The stream of a genuine message; made when it is the first of its journal."""
         stream = self._streams.get((agent, journal))
         if stream is None:
-            # Numbers go on over journal ids minted on one flash: what lies between the
-            # newest journal known and this one was in a journal this database lost.
+            # Numbers go on over journal ids minted on one flash, and a flash begins with 1:
+            # what lies between the newest journal known and this one is not new to the
+            # device, only to this database.
             others = [s for s in self._by_id.values() if s.agent == agent]
             known = max((max(s.next_seq, s.held.last() + 1) for s in others), default=0)
-            start = known if 0 < known < seq else seq
+            start = known if 0 < known <= seq else 1
             stream = Stream(self.store.insert_stream(agent, journal, start), agent, journal, start)
             stream.dirty = True
             self._keep(stream)

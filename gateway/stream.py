@@ -6,7 +6,8 @@ held, refused, gone and lost ranges grow.
 Lost by restore. A device frees a record when the gateway acknowledged it, so everything
 below its floor was held here once, or was dropped by the device's own quota (reported in
 its hello), or was refused. A number below the floor that is none of these was acknowledged
-by a gateway whose database is no longer this one: it was restored from a backup.
+by a gateway whose database is no longer this one: it was restored from a backup. (Or the
+device served another gateway before and its flash was not wiped: nobody can tell.)
 
 Forks. A journal's hellos can only go forward: boot, then uptime, and the next number. One
 that goes back comes from a copied or restored flash. It is counted and shown; nothing

@@ -419,6 +419,23 @@ def test_a_whole_journal_that_the_backup_does_not_know(bench, tmp_path):
     assert bench.stream(newer).lost == RangeSet([(11, 30)])
 
 
+def test_a_backup_older_than_the_first_hello(bench, tmp_path):
+    device = bench.device()
+    snapshot(bench, tmp_path / "backup.db")
+    bench.send(device, device.hello(1))
+    bench.send(device, *(device.outcome(seq) for seq in range(1, 11)))
+    restore(bench, tmp_path / "backup.db")
+    bench.send(device, device.hello(13, floor=11, pending=2))
+    assert bench.stream(device).lost == RangeSet([(1, 10)])
+
+
+def test_records_before_the_first_hello_are_not_lost(bench):
+    device = bench.device()
+    bench.send(device, *(device.outcome(seq) for seq in range(3, 6)), device.outcome(1))
+    bench.send(device, device.outcome(2), device.hello(6))
+    assert not bench.stream(device).lost
+
+
 def test_a_wiped_flash_begins_anew_without_alarm(bench):
     device = bench.device()
     bench.send(device, *(device.outcome(seq) for seq in range(1, 11)))
