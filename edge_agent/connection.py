@@ -14,6 +14,8 @@
 
 With a duty cycle (duty_s > 0) the link is opened every duty_s seconds, or at once when an
 urgent record waits, and closed when nothing is left to do for LINGER_MS, or at the cap.
+Each turn comes up to an eighth earlier, by chance: devices that began together, or two
+copies of one, must not meet at the broker for ever.
 """
 
 from edge_agent.backoff import Backoff
@@ -51,6 +53,7 @@ class Connection:
 
     def __init__(self, settings: "Config", chance: "Callable[[int], int]") -> None:
         self._set = settings
+        self._chance = chance
         self._backoff = Backoff(chance)
         self.state = IDLE
         self.stopping = False
@@ -89,7 +92,7 @@ class Connection:
         self._backoff.connected()
         self.number += 1
         self.up_ms = self.active_ms = now
-        self._duty_at = now + 1000 * self._set.duty_s
+        self._duty_at = now + 1000 * self._set.duty_s - self._chance(125 * self._set.duty_s + 1)
         return True
 
     def down(self, reason: str, now: int) -> "int | None":

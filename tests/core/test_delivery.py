@@ -578,15 +578,27 @@ class TestDutyCycle(unittest.TestCase):
         self.assertLess(took, LINGER_MS + 1000)
         for _ in range(5):
             r.window()
-        r.run(590000)
+        r.run(520000)
         self.assertEqual(r.connects, 1)
-        r.run(20000)
+        r.run(90000)
         self.assertEqual(r.connects, 2)
         r.up()
         self.cycle(r, g)
         self.assertEqual(len(g.held), 5)
         r.run(3600000)
         self.assertEqual(r.connects, 3, "the third connect is under way")
+
+    def test_two_that_begin_together_do_not_meet_for_ever(self):
+        turns = []
+        for seed in (3, 4):
+            r = Rig(config=config({"duty_s": 600}), seed=seed)
+            r.start()
+            r.up()
+            self.cycle(r, Gateway())
+            while r.connects < 2:
+                r.run(1000)
+            turns.append(r.now)
+        self.assertTrue(abs(turns[0] - turns[1]) > LINGER_MS, turns)
 
     def test_an_urgent_record_does_not_wait(self):
         r, g = Rig(config=config({"duty_s": 3600}, priorities={"run": 0})), Gateway()
