@@ -90,7 +90,7 @@ def infer(
         "runtime": found.name,
         "kernels": kernels,
         "input": f"{given['name']} {list(full)} {np.dtype(given['dtype']).name}",
-        "output": f"{wanted['name']} {list(wanted['shape'])} {np.dtype(wanted['dtype']).name}",
+        "output": f"{wanted['name']} {[int(n) for n in wanted['shape']]} {np.dtype(wanted['dtype']).name}",
         "written": str(output_path),
         "us_per_row": round(seconds / max(1, len(rows)) * 1e6, 1),
     }
