@@ -89,11 +89,16 @@ def infer(
         "rows": len(rows),
         "runtime": found.name,
         "kernels": kernels,
-        "input": f"{given['name']} {list(full)} {np.dtype(given['dtype']).name}",
-        "output": f"{wanted['name']} {[int(n) for n in wanted['shape']]} {np.dtype(wanted['dtype']).name}",
+        "input": _describe(given),
+        "output": _describe(wanted),
         "written": str(output_path),
         "us_per_row": round(seconds / max(1, len(rows)) * 1e6, 1),
     }
+
+
+def _describe(detail: dict[str, Any]) -> str:
+    shape = [int(n) for n in detail["shape"]]
+    return f"{detail['name']} {shape} {np.dtype(detail['dtype']).name}"
 
 
 def _load(path: "str | os.PathLike[str]") -> Array:
