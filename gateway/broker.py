@@ -10,12 +10,13 @@ and queues go, custody brings every record back. Production uses mosquitto, for 
 import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
-from edge_agent.errors import ConfigError, StoreError
+from edge_agent.errors import ConfigError, EdgeError, StoreError
 from gateway.config import GatewayConfig
 from gateway.files import write_private
 from gateway.keys import Registry
@@ -24,6 +25,9 @@ from gateway.keys import Registry
 INFLIGHT = 200
 PAYLOAD_MAX = 4096
 POLL_S = 0.25
+RESTART_S = 0.5
+
+log = logging.getLogger("edge_gateway")
 
 
 def toml(port: int, users: dict[str, str]) -> str:
@@ -71,8 +75,41 @@ def write_toml(config: GatewayConfig, registry: Registry) -> None:
         write_private(path, text)
 
 
-def serve(path: Path) -> None:
-    """Run the broker that `path` describes until SIGTERM; start again when it changes."""
+class Child:
+    """The broker as a child of the gateway: started again when it dies, ended with it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stopping = threading.Event()
+        self._process = self._start()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _start(self) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-m", "gateway.broker", str(self._path), str(os.getpid())]
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL)  # noqa: S603
+
+    def _watch(self) -> None:
+        while True:
+            code = self._process.wait()
+            if self._stopping.is_set():
+                return
+            log.warning("the broker ended with %d; starting it again", code)
+            if self._stopping.wait(RESTART_S):
+                return
+            self._process = self._start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._process.terminate()
+        self._thread.join(10)
+
+
+def serve(path: Path, parent: int = 0) -> None:
+    """Run the broker that `path` describes until SIGTERM; start again when it changes.
+
+    parent: a process id; when this process is no longer its child, it ends.
+    """
     try:
         from iotcore.iotcore import IotCoreBroker
     except ImportError:
@@ -102,8 +139,11 @@ def serve(path: Path) -> None:
     print(f"broker listening on {', '.join(native.listeners())}", flush=True)
     while True:
         time.sleep(POLL_S)
+        if parent and os.getppid() != parent:
+            os._exit(0)
         if _stamp(path) != stamp:
-            os.execv(sys.executable, [sys.executable, "-m", "gateway.broker", str(path)])  # noqa: S606
+            command = [sys.executable, "-m", "gateway.broker", str(path), str(parent)]
+            os.execv(sys.executable, command)  # noqa: S606
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -112,4 +152,7 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]))
+    try:
+        serve(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)
+    except EdgeError as error:
+        sys.exit(f"broker: {error}")

@@ -8,7 +8,6 @@ import contextlib
 import json
 import logging
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -166,15 +165,11 @@ def do_run(options: argparse.Namespace) -> int:
         child = None
         try:
             if options.broker:
-                child = subprocess.Popen(  # noqa: S603
-                    [sys.executable, "-m", "gateway.broker", str(config.broker_toml)],
-                    stdin=subprocess.DEVNULL,
-                )
+                child = broker.Child(config.broker_toml)
             bridge.run()
         finally:
             if child is not None:
-                child.terminate()
-                child.wait(10)
+                child.stop()
     return OK
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from gateway_kit import (
@@ -17,6 +18,7 @@ from gateway_kit import (
     free_port,
     gateway,
     gateway_running,
+    listening,
     make_gateway,
     running,
     wait_until,
@@ -193,6 +195,27 @@ def test_a_second_gateway_on_one_folder(folder, tmp_path):
         second = gateway("-C", folder, "run", check=False)
         assert second.returncode == 3
         assert f"process {first.pid} is the gateway of this database" in second.stderr
+
+
+def children(pid):
+    """Of all its threads."""
+    lists = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for path in lists for child in path.read_text().split()]
+
+
+def test_a_broker_of_ones_own_is_kept_alive_and_ends_with_the_gateway(folder, tmp_path):
+    port = GatewayConfig(folder).port
+    log = tmp_path / "gateway.log"
+    command = [sys.executable, "-m", "gateway.cli", "-C", folder, "run", "--broker"]
+    with running(*command, log=log, ready=lambda: "connected to" in log.read_text()) as process:
+        (first,) = children(process.pid)
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: log.read_text().count("connected to") == 2, 20)
+        (second,) = children(process.pid)
+        assert second != first
+        process.kill()
+        process.wait(10)
+        wait_until(lambda: not listening(port), 5)
 
 
 def test_a_day_in_the_life(folder, tmp_path, capsys):
