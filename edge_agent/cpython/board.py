@@ -1,7 +1,5 @@
 """The Linux board: adapters made from a configuration."""
 
-from collections.abc import Callable
-
 from edge_agent.config import Config
 from edge_agent.cpython.clock import LinuxClock
 from edge_agent.cpython.link_mqtt import MqttLink
@@ -32,13 +30,11 @@ def linux_board(
     model: Model | None = None,
     sensor: Sensor | None = None,
     link: Link | None = None,
-    make_sensor: Callable[[Config], Sensor] | None = None,
     domain: Domain | None = None,
 ) -> Board:
     """A Board for this machine. Arguments replace what would be made from `config`.
 
-    domain: lets model and sensor be checked against what it asks for.
-
+    domain: what model and sensor are made to fit; needed unless both are given.
     ConfigError, StoreError, ModelError or SensorError when a part cannot be made.
     """
     if model is None:
@@ -46,12 +42,9 @@ def linux_board(
 
         model = load_model(config.model, domain=domain)
     if sensor is None:
-        if make_sensor is not None:
-            sensor = make_sensor(config)
-        else:
-            from edge_agent.cpython.sensors import open_sensor
+        from edge_agent.cpython.sensors import open_sensor
 
-            sensor = open_sensor(config.sensor, domain)
+        sensor = open_sensor(config.sensor, domain)
     return Board(
         clock=LinuxClock(),
         entropy=HostEntropy(),

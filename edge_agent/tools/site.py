@@ -16,7 +16,6 @@ from edge_agent.agent import Agent
 from edge_agent.config import Config
 from edge_agent.cpython.board import linux_board
 from edge_agent.cpython.model_litert import load_model
-from edge_agent.cpython.sensors import open_sensor
 from edge_agent.cpython.signer import HostCrypto
 from edge_agent.domain import Domain
 from edge_agent.errors import ConfigError, RemoteError
@@ -133,7 +132,7 @@ def initialise(
         site = Site(path)
         loaded = site.model(runtime)
         # The sensor is opened to see that it is there; nothing is read.
-        board = linux_board(site.config, model=loaded, make_sensor=sensor_of(site))
+        board = linux_board(site.config, model=loaded, domain=site.domain)
         try:
             asyncio.run(board.sensor.close())
         finally:
@@ -153,10 +152,6 @@ def initialise(
         "model": loaded.model_id.hex(),
         "sensor": str(site.config.sensor.get("kind")),
     }
-
-
-def sensor_of(site: Site) -> Callable[[Config], Any]:
-    return lambda config: open_sensor(config.sensor, site.domain)
 
 
 def keys_and_domain(path: str) -> "tuple[DeviceKeys, Domain | None]":
@@ -180,7 +175,7 @@ async def run(
     from edge_agent.tools import feedback
 
     site = Site(path)
-    board = linux_board(site.config, model=site.model(runtime), make_sensor=sensor_of(site))
+    board = linux_board(site.config, model=site.model(runtime), domain=site.domain)
     folder = feedback.folder_of(site.config)
     taken: set[str] = set()
 

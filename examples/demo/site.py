@@ -143,7 +143,9 @@ class Site:
         self.link = TracedLink(
             mqtt_link(self.config), folder / f"site-{self.number}.acknowledged", self.write_ledger
         )
-        self.board = linux_board(self.config, sensor=self.sensor, link=self.link)
+        self.board = linux_board(
+            self.config, sensor=self.sensor, link=self.link, domain=self.domain
+        )
         self.agent = Agent(
             self.board, self.config, self.domain, on_committed=self._committed, on_event=_log
         )
