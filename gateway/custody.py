@@ -241,8 +241,8 @@ class Custody:
         stream = self._stream(agent, hello.journal, hello.floor)
         forks = stream.forks
         new = not stream.heard(hello.nonce)  # a broker may deliver one again
-        if hello.nonce != self.down.nonce(stream):
-            plan.turn(stream, self.down.nonce(stream))
+        if hello.nonce != self.down.nonce(agent):
+            plan.turn(agent, self.down.nonce(agent))
         lost = stream.greet(hello, plan.now_ms, generation)
         if lost:
             plan.count("lost_by_restore", lost)
@@ -402,6 +402,10 @@ class Custody:
             topic = f"{self.root}/{stream.agent.hex()}/ack"
             out.extend((topic, payload) for payload in self.down.acks(plan, stream))
         return out
+
+    def begin_session(self) -> None:
+        """A session with the broker begins: call before anything of it is judged."""
+        self.down.begin_session()
 
     def next_counter(self, agent: bytes, now_ms: int) -> int:
         """The next down counter for a device, for messages other than acks."""

@@ -5,6 +5,15 @@ of: the last one plus one, the time in milliseconds, and what the device said it
 plus one. The second makes up for a database restored from a backup, the third for a clock
 that went back. The first is reserved in the database well ahead, so that it is written
 once a minute and not with every commit.
+
+An ack echoes the nonce of the hello that came before the records it names, on the same
+way, in the present session with the broker. A broker keeps the order of one device's
+messages, also when it delivers them again, so everything behind a hello comes from the
+machine that said it. What comes before any hello of the session is acknowledged without
+a nonce: the device frees nothing on it and says hello again. Were the nonce taken from
+the database, then old frames that the broker delivers again after a restart would be
+acknowledged to whoever said hello last, which may be a copy of the device that has other
+bytes under the same numbers.
 """
 
 from collections.abc import Iterator
@@ -38,7 +47,7 @@ class Down:
         self._last = self._reserved = int(store.meta("counter", 0))
         self._seen: dict[bytes, int] = {}
         self._keys: dict[bytes, int] = {}
-        self._nonces: dict[bytes, bytes] = {}
+        self._nonces: dict[bytes, bytes] = {}  # of this session
 
     # -- what devices tell ----------------------------------------------------------
 
@@ -46,8 +55,6 @@ class Down:
         """From the database: call in the order of the hellos."""
         agent = stream.agent
         self._seen[agent] = max(self._seen.get(agent, 0), stream.hello.get("counter", 0))
-        if stream.nonces:
-            self._nonces[agent] = stream.nonce()
         if "key" in stream.hello:
             self._keys[agent] = stream.hello["key"]
 
@@ -81,9 +88,13 @@ class Down:
 
     # -- acks -----------------------------------------------------------------------
 
-    def nonce(self, stream: Stream) -> bytes:
-        """What an ack for this stream echoes now."""
-        return stream.nonce() or self._nonces.get(stream.agent, b"")
+    def begin_session(self) -> None:
+        """The broker may deliver again what it delivered before."""
+        self._nonces.clear()
+
+    def nonce(self, agent: bytes) -> bytes:
+        """What an ack for this device echoes now, b"" before its first hello."""
+        return self._nonces.get(agent, b"")
 
     def acks(self, plan: Plan, stream: Stream) -> list[bytes]:
         """Sealed acks for one stream: what came before a new hello with the nonce before
@@ -101,7 +112,7 @@ class Down:
         for which, nonce, ranges, refused in plan.earlier:
             if which is stream:
                 contents.extend(_parts(nonce, ranges, refused))
-        nonce = self.nonce(stream)
+        nonce = self.nonce(agent)
         if stream in plan.greeted:
             held = stream.all_held()[:RANGES_MAX] if plan.greeted[stream] else []
             contents.append((nonce, held, []))

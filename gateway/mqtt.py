@@ -103,6 +103,7 @@ class Bridge:
             self._refused = str(reason)
             return
         self._connected = True
+        self.custody.begin_session()
         self.counters.add({"connects": 1})
         root = self.config.root
         client.subscribe([(f"{root}/+/up", 1), (f"{root}/+/state", 0)])

@@ -28,11 +28,11 @@ class Plan:
         self.retire: dict[bytes, int] = {}
         self.counts: dict[str, int] = {}
 
-    def turn(self, stream: Stream, nonce: bytes) -> None:
-        """A new hello of this stream follows; `nonce` is the one it replaces."""
-        wanted = list(self.wanted.pop(stream, ()))
-        refused = self.refused.pop(stream, [])
-        if wanted or refused:
+    def turn(self, agent: bytes, nonce: bytes) -> None:
+        """A new hello of this device follows; `nonce` is the one it replaces."""
+        for stream in [s for s in {**self.wanted, **self.refused} if s.agent == agent]:
+            wanted = list(self.wanted.pop(stream, ()))
+            refused = self.refused.pop(stream, [])
             self.earlier.append((stream, nonce, wanted, refused))
 
     def count(self, name: str, by: int = 1) -> None:
