@@ -4,10 +4,11 @@
 # More:
 #   make bench     every benchmark, beside its peer; exit 1 below a goal
 #   make micropython  build MicroPython: .mpy compiler, 32-bit interpreter, QEMU firmware
+#   make natmod    build the native TFLite kernels for boards and for this machine
 #   make core32    the core's tests on a 32-bit MicroPython with 32-bit floats, as on a board
 #   make models    train and write the shipped model again
 #   make clean     remove what the above made
-.PHONY: help demo test venv debian lint types core core32 micropython host bench models clean
+.PHONY: help demo test venv debian lint types core core32 micropython natmod host bench models clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -43,6 +44,9 @@ core: venv
 
 micropython:
 	@sh tools/micropython.sh
+
+natmod:
+	@sh tools/natmod.sh
 
 core32:
 	@sh tools/micropython.sh micropython32

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 # FC: input channels that one filter sees (IC, or IC / groups); channel multiplier for depthwise.
 
 # Best first: (name, module in this package).
-TIERS = (("numpy", "host_numpy"), ("python", "python"))
+TIERS = (("native", "native"), ("numpy", "host_numpy"), ("python", "python"))
 
 
 def load(tier: "str | None" = None) -> "list[Any]":
