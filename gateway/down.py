@@ -115,7 +115,8 @@ class Down:
         nonce = self.nonce(agent)
         if stream in plan.greeted:
             held = stream.all_held()[:RANGES_MAX] if plan.greeted[stream] else []
-            contents.append((nonce, held, []))
+            # To this stream's own hello: another one may have been said meanwhile.
+            contents.append((stream.nonce(), held, []))
         wanted = list(plan.wanted.get(stream, ()))
         contents.extend(_parts(nonce, wanted, plan.refused.get(stream, [])))
         out = []
