@@ -90,6 +90,7 @@ def cmd_infer(args: argparse.Namespace) -> int:
         args.output,
         runtime=args.runtime,
         raw=args.raw,
+        tier=args.tier,
         progress=not args.json and sys.stderr.isatty(),
     )
     show(args, summary, table(sorted(summary.items())))
@@ -175,7 +176,7 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    runtimes = ("auto", "litert", "tflite-runtime")
+    runtimes = ("auto", "litert", "tflite-runtime", "own")
 
     sub = command("init", cmd_init)
     sub.add_argument("--config", required=True, help="file from `edge-gateway enrol --out`")
@@ -203,7 +204,10 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--model", required=True, help="any int8 or float .tflite file")
     sub.add_argument("--input", required=True, help=".npy of shape (n, *model input)")
     sub.add_argument("--output", required=True, help=".npy to write, (n, *first output)")
-    sub.add_argument("--runtime", choices=runtimes, default="auto")
+    sub.add_argument("--runtime", choices=(*runtimes, "micropython"), default="auto")
+    sub.add_argument(
+        "--tier", help="kernels of own and micropython: python, viper, native ...; default: best"
+    )
     sub.add_argument("--raw", action="store_true", help="keep int8 in and out")
 
     sub = command("frame", cmd_frame)

@@ -1,4 +1,5 @@
-"""Model adapter for Linux: LiteRT, or tflite-runtime where there is no LiteRT.
+"""Model adapter for Linux: LiteRT, or tflite-runtime where there is no LiteRT; `load_model`
+goes on to this project's own interpreter (model_own.py) where there is neither.
 
     model = load_model("watch_mlp_int8.tflite", domain=domain)
     output = model.run(features)        # interfaces.ModelOutput
@@ -23,7 +24,9 @@ from typing import Any
 
 import numpy as np
 
+from edge_agent.cpython.model_own import OwnModel
 from edge_agent.cpython.runtime import (
+    INSTALL,
     find_runtime,
     open_interpreter,
     pick_kernels,
@@ -56,7 +59,7 @@ class LiteModel(Model):
         input_scale: float | None = None,
         embedding_scale: float | None = None,
     ) -> None:
-        found = find_runtime(runtime)
+        found = find_runtime(runtime, own=False)
         self.where = where
         self.runtime: str = found.name
         self.kernels = pick_kernels(kernels, len(data))
@@ -192,12 +195,13 @@ def load_model(
     kernels: str = "auto",
     input_scale: float | None = None,
     embedding_scale: float | None = None,
-) -> LiteModel:
+) -> LiteModel | OwnModel:
     """Load a .tflite file.
 
-    runtime: "auto", "litert" or "tflite-runtime".  domain: checked against the model; a
-    domain that names this very file also saves the trial run in a child process.
-    kernels: "auto", "reference" or "fast".  The scales are for float models (see above).
+    runtime: "auto", "litert", "tflite-runtime" or "own".  domain: checked against the model;
+    a domain that names this very file also saves the trial run in a child process.
+    kernels: "auto", "reference" or "fast"; "own" has its own.  The scales are for float
+    models (see above), which "own" refuses.
     ModelError says what is wrong with the file, the shapes or the runtimes.
     """
     where = str(path)
@@ -210,13 +214,23 @@ def load_model(
             where,
             "Use the model file that came with the domain, or the domain that came with the model",
         )
-    model = LiteModel(data, where, runtime, kernels, vouched, input_scale, embedding_scale)
+    found = find_runtime(runtime).name
+    model: LiteModel | OwnModel
+    if found == "own":
+        try:
+            model = OwnModel(data, where)
+        except ModelError as error:
+            if runtime != "auto":
+                raise
+            raise ModelError(error.what, where, f"{error.fix or 'Change it'}. {INSTALL}") from None
+    else:
+        model = LiteModel(data, where, found, kernels, vouched, input_scale, embedding_scale)
     if domain is not None:
         _fit(model, domain)
     return model
 
 
-def _fit(model: LiteModel, domain: Domain) -> None:
+def _fit(model: LiteModel | OwnModel, domain: Domain) -> None:
     for what, has, wants in (
         ("input", model.input_length, Features(domain.features).length),
         ("embedding", model.embedding_length, domain.space.dim),

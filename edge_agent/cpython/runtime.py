@@ -1,9 +1,10 @@
 """Finding a model runtime and opening a .tflite file with it, safely.
 
-Two runtimes are known, tried in this order: LiteRT (`ai-edge-litert`) and the older
-`tflite-runtime` (32-bit Arm; needs Python <= 3.11 and numpy < 2).
+Three runtimes are known, tried in this order: LiteRT (`ai-edge-litert`), the older
+`tflite-runtime` (32-bit Arm; needs Python <= 3.11 and numpy < 2), and "own", this project's
+`mpy_port.tflite`, which is always there, takes int8 models only, and is slower.
 
-A damaged or malicious file can crash either of them, and the process with it: of 1,500
+A damaged or malicious file can crash the first two, and the process with it: of 1,500
 mutilated files tflite-runtime crashed on 40 %, LiteRT on 0.2 %. So a file is first tried
 in a child process, unless its SHA-256 is vouched for by a signed domain.
 
@@ -34,25 +35,30 @@ PROBE_TIMEOUT_S = 120
 _MODULES = {
     "litert": "ai_edge_litert.interpreter",
     "tflite-runtime": "tflite_runtime.interpreter",
+    "own": "edge_agent.cpython.model_own",
 }
-_INSTALL = (
-    "Install one: pip install ai-edge-litert, or on 32-bit Arm with Python <= 3.11: "
+INSTALL = (
+    "Install a runtime: pip install ai-edge-litert, or on 32-bit Arm with Python <= 3.11: "
     'pip install tflite-runtime "numpy<2"'
 )
 
-# name: "litert" or "tflite-runtime".  module: with Interpreter and OpResolverType.
+# name: "litert", "tflite-runtime" or "own".  module: with Interpreter and, but for "own",
+# OpResolverType.
 Runtime = namedtuple("Runtime", ("name", "module"))
 
 
-def find_runtime(name: str = "auto") -> Runtime:
-    """The runtime asked for, or with "auto" the first there is. ModelError says what lacks."""
+def find_runtime(name: str = "auto", own: bool = True) -> Runtime:
+    """The runtime asked for, or with "auto" the first there is. ModelError says what lacks.
+
+    own: whether "auto" may end at our own runtime.
+    """
     if name != "auto" and name not in _MODULES:
         raise ModelError(
             f"unknown runtime {name!r}", fix="Use auto, " + " or ".join(sorted(_MODULES))
         )
     reasons = []
     for candidate, module in _MODULES.items():
-        if name not in ("auto", candidate):
+        if name not in ("auto", candidate) or (candidate == "own" and name != "own" and not own):
             continue
         try:
             return Runtime(candidate, importlib.import_module(module))
@@ -60,8 +66,8 @@ def find_runtime(name: str = "auto") -> Runtime:
             package = "ai-edge-litert" if candidate == "litert" else candidate
             reasons.append(f"{package} ({error})")
     if len(reasons) == 1:
-        raise ModelError(f"cannot load the runtime {reasons[0]}", fix=_INSTALL)
-    raise ModelError("no model runtime: neither " + " nor ".join(reasons), fix=_INSTALL)
+        raise ModelError(f"cannot load the runtime {reasons[0]}", fix=INSTALL)
+    raise ModelError("no model runtime: neither " + " nor ".join(reasons), fix=INSTALL)
 
 
 def read_model(path: "str | os.PathLike[str]") -> bytes:
@@ -102,6 +108,8 @@ def open_interpreter(
     kernels: from pick_kernels.  trusted: skip the trial in a child process.
     ModelError when the file cannot be used.
     """
+    if runtime.name == "own":
+        return runtime.module.Interpreter(data, where)
     if not trusted:
         probe(data, runtime, kernels, where)
     try:

@@ -7,6 +7,9 @@ out of the input, and is then left out of the output.
 Integer models: readings are quantised on the way in, round(x / scale) + zero point with
 halves away from zero as the runtimes do, limited to the type's range; the output is
 dequantised to float32. raw=True keeps the model's integers on both sides.
+
+Runtimes are those of cpython/runtime.py, and "micropython": a process of that interpreter
+runs the model with the kernels a board would use, and its results are written alike.
 """
 
 import os
@@ -17,13 +20,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edge_agent.cpython import model_micropython, model_own
+from edge_agent.cpython.model_own import check_tier
 from edge_agent.cpython.runtime import (
     find_runtime,
     open_interpreter,
     pick_kernels,
     read_model,
 )
-from edge_agent.errors import EdgeError, LocalError, ModelError
+from edge_agent.errors import ConfigError, EdgeError, LocalError, ModelError
 
 Array = npt.NDArray[Any]
 _INTEGERS = (np.int8, np.uint8, np.int16)
@@ -41,18 +46,51 @@ def infer(
     raw: bool = False,
     progress: bool = False,
     kernels: str = "auto",
+    tier: str | None = None,
 ) -> dict[str, Any]:
     """Run `model` on every row of one .npy file and write another; returns a summary.
 
-    kernels: "auto", "reference" or "fast" (see cpython/runtime.py). The output appears
-    under its name only when it is complete. ModelError or InputError.
+    kernels: "auto", "reference" or "fast" (see cpython/runtime.py). tier: kernel tier of the
+    runtimes "own" and "micropython", None for the best there is. The output appears under
+    its name only when it is complete. ModelError, InputError, or ConfigError.
     """
-    where = str(model)
+    if tier is not None and runtime not in ("own", "micropython"):
+        raise ConfigError("is for --runtime own and micropython", "--tier")
     data = read_model(model)
-    found = find_runtime(runtime)
-    kernels = pick_kernels(kernels, len(data))
     rows = _load(input_path)
-    interpreter = open_interpreter(data, found, kernels, where)
+    if runtime in ("own", "micropython"):
+        interpreter: Any
+        if runtime == "own":
+            check_tier(tier)
+            interpreter = model_own.Interpreter(data, str(model), tier)
+        else:
+            interpreter = model_micropython.Interpreter(model, data, tier)
+        name, kernels = runtime, interpreter.tier
+    else:
+        found = find_runtime(runtime)
+        kernels = pick_kernels(kernels, len(data))
+        interpreter = open_interpreter(data, found, kernels, str(model))
+        name = found.name
+        kernels = getattr(interpreter, "tier", kernels)
+    try:
+        summary = _run(interpreter, rows, name, str(model), input_path, output_path, raw, progress)
+    finally:
+        if hasattr(interpreter, "close"):
+            interpreter.close()
+    return {"runtime": name, "kernels": kernels, **summary}
+
+
+def _run(
+    interpreter: Any,
+    rows: Array,
+    name: str,
+    where: str,
+    input_path: "str | os.PathLike[str]",
+    output_path: "str | os.PathLike[str]",
+    raw: bool,
+    progress: bool,
+) -> dict[str, Any]:
+    """Every row through the interpreter; the part of the summary that tells of them."""
     inputs = interpreter.get_input_details()
     if len(inputs) != 1:
         raise ModelError(f"has {len(inputs)} inputs, only one can be fed", where)
@@ -82,13 +120,11 @@ def infer(
             except EdgeError:
                 raise
             except Exception as error:
-                raise ModelError(f"{found.name} failed at row {i}: {error}", where) from None
+                raise ModelError(f"{name} failed at row {i}: {error}", where) from None
             out[i] = _out(result, wanted, raw).reshape(out_shape)
     seconds = time.perf_counter() - started
     return {
         "rows": len(rows),
-        "runtime": found.name,
-        "kernels": kernels,
         "input": _describe(given),
         "output": _describe(wanted),
         "written": str(output_path),

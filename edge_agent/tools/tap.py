@@ -79,7 +79,7 @@ def tap_file(
     data = read_model(model)
     tapped = tap(data, str(model))
     interpreter = open_interpreter(
-        tapped, find_runtime(), pick_kernels("auto", len(tapped)), str(model)
+        tapped, find_runtime(own=False), pick_kernels("auto", len(tapped)), str(model)
     )
     outputs = interpreter.get_signature_runner(_key(interpreter)).get_output_details()
     detail = outputs["embedding"]

@@ -259,14 +259,17 @@ class Graph:
             self.tensors[index] = found
         return found
 
+    def name(self, index: int) -> str:
+        """Name of a tensor, "" when it has none or a damaged one."""
+        r = self.reader
+        try:
+            return r.text(r.follow(self._tensors + 4 * index), 3)
+        except ModelError:
+            return ""  # a damaged name must not hide what is being reported
+
     def where(self, index: int) -> str:
         """How messages name a tensor."""
-        r = self.reader
-        name = ""
-        try:
-            name = r.text(r.follow(self._tensors + 4 * index), 3)
-        except ModelError:
-            pass  # a damaged name must not hide what is being reported
+        name = self.name(index)
         return "tensor %d (%s)" % (index, name) if name else "tensor %d" % index
 
     def _read_tensor(self, index: int) -> Tensor:

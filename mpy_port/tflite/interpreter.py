@@ -75,7 +75,7 @@ class Interpreter:
         if hasattr(model, "__fspath__"):
             model = model.__fspath__()
         if isinstance(model, str):
-            model, plan = _read_files(model, plan)
+            model, plan = read_files(model, plan)
         modules = kernels.load(tier)
         self.tier = kernels.tier_name(modules[0])
         self.planned = plan is not None
@@ -167,7 +167,7 @@ class Interpreter:
         return bytes(self._outputs[0])
 
 
-def _read_files(path: str, plan: "Any") -> "tuple[Any, Any]":
+def read_files(path: str, plan: "Any") -> "tuple[Any, Any]":
     """The model at a path, in place when the file system allows it, and its plan."""
     try:
         with open(path, "rb") as file:

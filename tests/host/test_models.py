@@ -232,15 +232,25 @@ def test_crash_of_the_runtime_becomes_an_error(tmp_path):
     assert "crashes the runtime" in said
 
 
-def test_no_runtime_at_all():
-    said = kit.here(
-        "import sys\n"
-        "sys.modules['ai_edge_litert'] = None\n"
-        "sys.modules['tflite_runtime'] = None\n"
-        "from edge_agent.cpython.model_litert import load_model\n"
-        "load_model(sys.argv[1])",
-        kit.MLP,
-    )
+WITHOUT_LITE = (
+    "import sys\n"
+    "sys.modules['ai_edge_litert'] = None\n"
+    "sys.modules['tflite_runtime'] = None\n"
+    "from edge_agent.cpython.model_litert import LiteModel, load_model\n"
+)
+
+
+def test_own_runtime_where_there_is_no_other():
+    said = kit.here(WITHOUT_LITE + "print(load_model(sys.argv[1]).runtime)", kit.MLP)
+    assert said.stdout.strip() == "own", said.stderr
+
+
+def test_no_runtime_for_a_float_model(tmp_path):
+    path = write(tmp_path, kit.float_mlp()[0])
+    said = kit.here(WITHOUT_LITE + "load_model(sys.argv[1], input_scale=1.0)", path)
+    last = said.stderr.strip().splitlines()[-1]
+    assert "ModelError" in last and "float32" in last and "pip install ai-edge-litert" in last
+    said = kit.here(WITHOUT_LITE + "LiteModel(b'', 'm')", path)
     last = said.stderr.strip().splitlines()[-1]
     assert "ModelError" in last and "ai-edge-litert" in last and "tflite-runtime" in last
 
