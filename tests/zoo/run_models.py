@@ -35,9 +35,7 @@ def run(path, tier):
                 length += len(out)
 
 
-def main():
-    folder = sys.argv[1]
-    tier = sys.argv[2] if len(sys.argv) > 2 else None
+def main(folder, tier=None):
     for name in sorted(os.listdir(folder)):
         if name.endswith(".tflite"):
             name = name[:-7]
@@ -47,4 +45,5 @@ def main():
                 print(name, "error", error)
 
 
-main()
+if __name__ == "__main__":
+    main(*sys.argv[1:3])
