@@ -80,12 +80,20 @@ def test_each_frame_once_through_kills_of_the_gateway(tmp_path, kind):
             publisher.start()
             assert publisher.ready.wait(10)
         in_the_middle = 0
-        for _ in range(KILLS):
+        for kill in range(KILLS):
             with gateway_running(folder, log) as process:
                 for publisher in publishers:
                     publisher.make(150)
+                total = sum(len(p.held) for p in publishers)
+                for publisher in publishers:
                     publisher.send()
-                time.sleep(rng.uniform(0.0, 0.15))
+                if kill % 2:
+                    # The first acknowledgements are here: most of the rest is under way.
+                    wait_until_or_give_up(
+                        lambda total=total: sum(len(p.held) for p in publishers) < total, 5
+                    )
+                else:
+                    time.sleep(rng.uniform(0.0, 0.15))
                 process.kill()
                 process.wait(10)
             check_promises(folder, publishers)
