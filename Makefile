@@ -3,12 +3,15 @@
 #   make test      everything CI runs
 # More:
 #   make bench     every benchmark, beside its peer; exit 1 below a goal
+#   make torture   an hour of fate for agents and gateway, a million damaged models
+#   make fuzz      the damaged models alone
 #   make micropython  build MicroPython: .mpy compiler, 32-bit interpreter, QEMU firmware
 #   make natmod    build the native TFLite kernels for boards and for this machine
 #   make core32    the core's tests on a 32-bit MicroPython with 32-bit floats, as on a board
 #   make models    train and write the shipped model again
 #   make clean     remove what the above made
-.PHONY: help demo test venv debian lint types core core32 micropython natmod host bench models clean
+.PHONY: help demo test venv debian lint types core core32 micropython natmod host bench
+.PHONY: torture fuzz models clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -57,6 +60,13 @@ host: venv debian
 
 bench: venv debian
 	@for b in benchmarks/[a-z]*.py; do echo "== $$b"; $(BIN)/python $$b --check || bad=1; done; exit $${bad:-0}
+
+# New random worlds each time; a failure prints what repeats it.
+torture: venv fuzz
+	WIRE_RANDOM=1 WIRE_EXAMPLES=1500 WIRE_STEPS=60 $(BIN)/python -m pytest -q tests/host/test_wire.py
+
+fuzz: venv
+	$(BIN)/python -m tests.zoo.fuzz --count 1000000
 
 models: venv
 	$(BIN)/python models/train.py
