@@ -81,6 +81,14 @@ def quotients():
     return rows
 
 
+def oracle_venv(folder):
+    """Python of a new venv with the oracle."""
+    venv.create(folder / "venv", with_pip=True)
+    python = str(folder / "venv" / "bin" / "python")
+    subprocess.run([python, "-m", "pip", "install", "-q", ORACLE], check=True)
+    return python
+
+
 def run_oracle(python, folder):
     """Until no model is left: one that aborts the process is skipped the next time."""
     while True:
@@ -96,11 +104,7 @@ def main():
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        python = args.python
-        if python is None:
-            venv.create(folder / "venv", with_pip=True)
-            python = str(folder / "venv" / "bin" / "python")
-            subprocess.run([python, "-m", "pip", "install", "-q", ORACLE], check=True)
+        python = args.python or oracle_venv(folder)
         zoo = list(cases.everything())
         for case, model, feeds in zoo:
             (folder / (case + ".tflite")).write_bytes(model)
