@@ -396,10 +396,10 @@ def test_one_rounding_more_or_less_shows_in_the_frames(domain):
 
 
 def test_the_running_agents_journal_is_what_a_board_would_write(
-    site,
+    site,  # noqa: F811
     micropython,
     tmp_path,
-    domain,  # noqa: F811
+    domain,
 ):
     """`edge-agent run --runtime own` journals frames; MicroPython makes them from raw windows."""
     _, device, _ = site
