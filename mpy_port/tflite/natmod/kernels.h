@@ -65,6 +65,41 @@ INLINE int32_t clamp(int32_t v, int32_t lo, int32_t hi) {
     return v > hi ? hi : v;
 }
 
+// What turns a channel's sum into its output. `start`: bias, with the zero point folded in.
+typedef struct {
+    int32_t start, m, right;
+} channel_t;
+
+// The same for all channels.
+typedef struct {
+    int32_t zero, lo, hi;
+} range_t;
+
+// Sums that stay below 2^30 and shifts to the right need half the instructions. Whether
+// that holds is known beforehand: at most TAME_TAPS products of at most 2^14 are added to
+// `start`. All but strange models are tame; the others take the general way, `scaled`.
+#define TAME_TAPS (1 << 14)
+
+INLINE int tame(channel_t *channel, int32_t start, int32_t m, int shift) {
+    channel->start = start;
+    channel->m = m;
+    channel->right = -shift;
+    return shift < 0 && start < 1 << 29 && start > -(1 << 29);
+}
+
+INLINE int32_t tame_output(int32_t sum, const channel_t *channel, const range_t *range) {
+    const int right = channel->right;
+    #if WIDE
+    int64_t product = (int64_t)(sum * 2) * channel->m;
+    int32_t h = (int32_t)(product >> 32) + (int32_t)((uint32_t)product >> 31);
+    #else
+    int32_t h = high_mul(sum, channel->m);
+    #endif
+    h -= (int32_t)((uint32_t)h >> 31);
+    h = (h + (int32_t)((1u << right) >> 1)) >> right;
+    return clamp(h + range->zero, range->lo, range->hi);
+}
+
 INLINE uint32_t divide(uint32_t a, uint32_t b) {
     #if DIVIDES
     return a / b;
