@@ -4,6 +4,7 @@ import json
 import unittest
 
 import mqtt_peer as peer
+
 from mpy_port.mqtt import packets
 from mpy_port.mqtt.packets import Decoder, PacketError
 

@@ -3,6 +3,7 @@
 import unittest
 
 import mqtt_peer as peer
+
 from mpy_port.mqtt import packets
 from mpy_port.mqtt.session import (
     CLOSED,
@@ -274,7 +275,11 @@ class Publishing(unittest.TestCase):
         for present in (True, False):
             s = opened(make(window=3))
             contents = {0: b"0", 1: b"1", 2: b"2", 3: b"3"}
-            slots = [s.publish("t", lambda i=i: contents[i]) for i in range(4)]
+
+            def read(i, contents=contents):
+                return contents[i]
+
+            slots = [s.publish("t", lambda i=i, read=read: read(i)) for i in range(4)]
             first = sent(s, 1)
             s.received(peer.puback(slots[1].packet_id), 2)
             events(s)

@@ -1,0 +1,1 @@
+"""Boards: each module makes an edge_agent.interfaces.Board for one kind of machine."""
