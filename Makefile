@@ -39,6 +39,7 @@ lint: venv
 
 types: venv
 	$(BIN)/mypy
+	$(BIN)/python tools/types_micropython.py
 
 # The same files on both interpreters.
 core: venv
