@@ -139,9 +139,18 @@ def place(blocks: "list[tuple[int, int, int]]", order: "list[int]") -> "tuple[li
     return offsets, total
 
 
+def by_size(blocks: "list[tuple[int, int, int]]") -> "list[int]":
+    """Numbers of the blocks, largest first, equal ones in their order.
+
+    The number is part of the key because MicroPython's sort is not stable: a device and
+    the tools on a host must agree on the arena.
+    """
+    return sorted(range(len(blocks)), key=lambda k: (-blocks[k][0], k))
+
+
 def greedy(blocks: "list[tuple[int, int, int]]") -> "tuple[list[int], int]":
     """Largest first. Returns the offsets and the bytes needed."""
-    order = sorted(range(len(blocks)), key=lambda k: -blocks[k][0])
+    order = by_size(blocks)
     return place(blocks, order)
 
 
@@ -153,7 +162,7 @@ def search(
     Ends at once when the lower bound is met. The same seed gives the same result
     everywhere.
     """
-    order = sorted(range(len(blocks)), key=lambda k: -blocks[k][0])
+    order = by_size(blocks)
     best, least = place(blocks, order)
     bound = lower_bound(blocks)
     state = seed

@@ -95,6 +95,12 @@ class Plans(unittest.TestCase):
         far = plan[:12] + b"\0\0\0\x7f" + plan[16:]
         self.assertRaises(ModelError, Interpreter, model, None, far)
 
+    def test_equal_blocks_keep_their_order(self):
+        """MicroPython's sort is not stable; every machine must place alike."""
+        blocks = [(16 if k % 3 else 32, k, k + 1) for k in range(60)]
+        wanted = [k for k in range(60) if not k % 3] + [k for k in range(60) if k % 3]
+        self.assertEqual(planner.by_size(blocks), wanted)
+
     def test_reshape_shares_its_input(self):
         graph = Graph(load("reshape_0")[0])
         layout = planner.layout(graph)
