@@ -152,6 +152,24 @@ def cmd_tap(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def cmd_plan(args: argparse.Namespace) -> int:
+    """Place a model's activations as tightly as can be, for the device to load."""
+    from edge_agent.tools.preflight import make_plan
+
+    summary = make_plan(args.model, args.output)
+    show(args, summary, table(sorted(summary.items())))
+    return EXIT_OK
+
+
+def cmd_preflight(args: argparse.Namespace) -> int:
+    """Say whether a model will run on a board, and what to change if not."""
+    from edge_agent.tools import preflight
+
+    report = preflight.preflight(args.model, args.board, args.heap, args.block)
+    show(args, report, preflight.lines(report))
+    return EXIT_OK if report["fits"] else EXIT_FAILED
+
+
 # ---- arguments
 
 
@@ -240,7 +258,23 @@ def parser() -> argparse.ArgumentParser:
     sub = command("tap", cmd_tap, models)
     sub.add_argument("model", help="a .tflite classifier")
     sub.add_argument("output", help="the .tflite file to write")
+    sub = command("plan", cmd_plan, models)
+    sub.add_argument("model", help="an int8 .tflite file")
+    sub.add_argument("--output", help="file to write; default: the model's name and .plan")
+
+    sub = command("preflight", cmd_preflight)
+    sub.add_argument("model", help="an int8 .tflite file")
+    sub.add_argument("--board", required=True, help="like esp32, pico; a wrong name lists them")
+    sub.add_argument("--heap", type=_size, help="bytes free on your own board: gc.mem_free()")
+    sub.add_argument("--block", type=_size, help="bytes of its largest free block")
     return top
+
+
+def _size(text: str) -> int:
+    value = int(text)
+    if not 0 < value < 1 << 31:
+        raise argparse.ArgumentTypeError("must be 1 to 2147483647")
+    return value
 
 
 def exit_status(error: BaseException) -> int:
