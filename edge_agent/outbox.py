@@ -14,7 +14,7 @@ before bulk, oldest first; they and repeats are paced, urgent ones excepted. A c
 moves forward: what it has passed is freed, has a slot, or was left behind. When all
 cursors are at the end and something was left behind, a new pass starts after `late_s`.
 
-RAM is bounded: `custody` slots under way, as many LIVE, FETCH_LIMIT times two OLD.
+RAM is bounded: `custody` slots under way, as many LIVE, FETCH_LIMIT OLD of each priority.
 """
 
 TYPE_CHECKING = False
@@ -81,9 +81,11 @@ class Outbox:
 
     def wants(self, now: int) -> "tuple[int, Any] | None":
         """(priority, after) to fetch next from the journal, None when nothing is needed."""
-        if self._old or self._fetching or now < self._fetch_at or not self.room():
+        if self._fetching or now < self._fetch_at or not self.room():
             return None
-        for priority in range(PRIORITIES):
+        # What was fetched earlier must not hold up records of a more urgent chain.
+        urgency = self._old[0].ref.priority if self._old else PRIORITIES
+        for priority in range(urgency):
             if self._more[priority]:
                 self._fetching = True
                 self._fresh[priority] = False
@@ -97,11 +99,14 @@ class Outbox:
             self._more[priority] = self._fresh[priority]
             return
         self._after[priority] = refs[-1]
+        fetched = []
         for ref in refs:
             key = (ref.journal, ref.seq)
             if key not in self.slots:
                 slot = self.slots[key] = Slot(ref, OLD)
-                self._old.append(slot)
+                fetched.append(slot)
+        # `wants` asks only for a priority that comes before all of _old.
+        self._old = fetched + self._old
 
     def fetch_failed(self, retry_at: int) -> None:
         self._fetching = False

@@ -1,0 +1,551 @@
+"""One device: a simulated flash, the real journal, the real agent, a synchronous driver.
+
+`Driver` is edge_agent.agent.Agent with its three asynchronous effects (connect, publish,
+disconnect) turned into events of virtual time; every other effect is performed by the
+agent's own code. The driver looks over its shoulder for the ledger: what was appended,
+what a sync returned, what leaves, what is freed.
+"""
+
+from array import array
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+from edge_agent import interfaces
+from edge_agent.agent import Agent
+from edge_agent.config import Config
+from edge_agent.cpython.signer import HostCrypto
+from edge_agent.delivery import OFFLINE
+from edge_agent.effects import Append, Connect, Disconnect, Event, Free, Publish, Quarantine, Sync
+from edge_agent.errors import EdgeError, LinkError
+from edge_agent.interfaces import ModelOutput, Window
+from edge_agent.journal import Ref
+from edge_agent.segment import HEADER_BYTES, walk
+from sim_flash import PowerCut, SimFlash
+
+from wire.ledger import Ledger, Memory
+from wire.link import Connection, Link, Packet
+
+CRYPTO = HostCrypto()
+EMBEDDING = 64
+CONNECT_MS = 40
+CONNECT_TIMEOUT_MS = 10_000
+EVENTS_KEPT = 400
+
+
+class Dark(BaseException):
+    """The power is gone: no code of the agent handles it."""
+
+
+class Mains(interfaces.Store):
+    """The flash, whose power cuts no `except Exception` can catch."""
+
+    def __init__(self, flash: SimFlash) -> None:
+        self._flash = flash
+
+    def _do(self, name: str, *values: Any) -> Any:
+        try:
+            return getattr(self._flash, name)(*values)
+        except PowerCut:
+            raise Dark
+
+    def size(self, name: str) -> int:
+        return self._do("size", name)
+
+    def read(self, name: str, offset: int, length: int) -> bytes:
+        return self._do("read", name, offset, length)
+
+    def append(self, name: str, data: bytes) -> None:
+        self._do("append", name, data)
+
+    def write(self, name: str, data: bytes) -> None:
+        self._do("write", name, data)
+
+    def sync(self, name: str) -> None:
+        self._do("sync", name)
+
+    def rename(self, old: str, new: str) -> None:
+        self._do("rename", old, new)
+
+    def remove(self, name: str) -> None:
+        self._do("remove", name)
+
+    def sync_names(self) -> None:
+        self._do("sync_names")
+
+    def names(self) -> list[str]:
+        return self._do("names")
+
+    def close(self) -> None:
+        pass
+
+
+class Seeded(interfaces.Entropy):
+    def __init__(self, rng: Random) -> None:
+        self._rng = rng
+
+    def bytes(self, n: int) -> bytes:
+        return self._rng.randbytes(n)
+
+
+class Clock(interfaces.Clock):
+    """Uptime by virtual time. offset_s: what the device thinks UTC is, None: not known."""
+
+    def __init__(self, time: Any, started: int, utc_s: "Callable[[], int]") -> None:
+        self._time = time
+        self._started = started
+        self._utc_s = utc_s
+
+    def uptime_ms(self) -> int:
+        return self._time.now - self._started
+
+    def utc_s(self) -> int:
+        return self._utc_s()
+
+
+class Model(interfaces.Model):
+    """Gives whatever output was put into `next`."""
+
+    model_id = b"\x5amodel\x00\x01"
+    input_length = 8
+
+    def __init__(self, labels: int) -> None:
+        self.labels = labels
+        self.next = ModelOutput(b"", b"", 0)
+
+    def run(self, features: bytes) -> ModelOutput:
+        return self.next
+
+
+class Driver(Agent):
+    """The agent, driven by hand."""
+
+    def __init__(self, device: "Device", board: Any, config: Config, domain: Any) -> None:
+        self.device = device
+        super().__init__(board, config, domain, on_event=device.note)
+
+    def _one(self, effect: Any) -> tuple[bool, Any]:
+        device = self.device
+        kind = type(effect)
+        if kind is Publish:
+            device.publish(self, effect)
+            return False, None
+        if kind is Connect:
+            device.connect(self)
+            return False, None
+        if kind is Disconnect:
+            device.disconnect(effect.reason)
+            return False, None
+        if kind is Append:
+            device.before_append(effect)
+        elif kind is Free:
+            for first, last in effect.ranges:
+                for seq in range(first, last + 1):
+                    device.ledger.free(device.memory, (device.agent, effect.journal, seq))
+        answer = super()._one(effect)
+        if kind is Sync:
+            device.after_sync(answer[1])
+        elif kind is Quarantine:
+            ref = effect.ref
+            device.memory.refused[device.agent, ref.journal, ref.seq] = effect.reason
+        return answer
+
+
+class Device:
+    """A machine with a flash. `memory` says what the flash should hold."""
+
+    def __init__(
+        self,
+        name: str,
+        world: Any,
+        agent: bytes,
+        settings: dict[str, Any],
+        flash: SimFlash,
+        memory: Memory,
+    ) -> None:
+        self.name = name
+        self.world = world
+        self.time = world.time
+        self.ledger: Ledger = world.ledger
+        self.agent = agent
+        self.settings = settings
+        self.flash = flash
+        self.memory = memory
+        self.rng = Random(world.rng.random())
+        self.link = Link(world.time, world.rng)
+        self.entropy = Seeded(self.rng)
+        self.clock_says: Callable[[], int] = lambda: 0
+        self.driver: Driver | None = None
+        self.connection: Connection | None = None
+        self.closing = ""
+        self.events: list[tuple[int, Event]] = []
+        self.boots = 0
+        self.cuts = 0
+        self.model = Model(len(world.domain.labels))
+        self._batch: dict[tuple[bytes, int], bytes] = {}
+        self._spins = 0
+        self.acks: list[tuple[str, bytes]] = []  # every message that came down
+
+    def __repr__(self) -> str:
+        return "Device(%s)" % self.name
+
+    # -- power ----------------------------------------------------------------------
+
+    def boot(self) -> None:
+        """Switch it on. May be cut again while the journal starts."""
+        if self.driver is not None:
+            return
+        board = interfaces.Board(
+            Clock(self.time, self.time.now, lambda: self.clock_says()),
+            self.entropy,
+            CRYPTO,
+            Mains(self.flash),
+            interfaces.Link(),
+            self.model,
+            interfaces.Sensor(),
+        )
+        config = Config.from_json(self.settings)
+
+        def start() -> None:
+            driver = Driver(self, board, config, self.world.domain)
+            self._watch_drops(driver.journal)
+            self._take_stock(driver)
+            self._batch = {}
+            self.boots += 1
+            self.driver = driver
+            driver._perform(driver.core.start(0))
+
+        self._guard(start)
+
+    def _watch_drops(self, journal: Any) -> None:
+        state = journal._s
+        drop = state.drop
+
+        def watched(reason: int, count: int, first: int = 0, last: int = 0) -> None:
+            if count > 0:
+                self.memory.drops.append((reason, count, first, last))
+            drop(reason, count, first, last)
+
+        state.drop = watched
+
+    def _take_stock(self, driver: Driver) -> None:
+        """What the journal shows after start-up is on the flash, sync returned or not."""
+        for ref, frame in held(driver.journal):
+            identity = (self.agent, ref.journal, ref.seq)
+            if identity not in self.memory.content:
+                if frame not in self._batch.values():
+                    self.ledger.fail("a frame from nowhere: %r", identity)
+                self.ledger.commit(self.memory, identity, frame)
+            elif self.memory.content[identity] != frame:
+                self.ledger.fail("the journal changed %r", identity)
+
+    def _guard(self, what: Callable[[], Any]) -> None:
+        try:
+            what()
+        except Dark:
+            self.cuts += 1
+            self.die()
+
+    def die(self, restart_ms: int | None = 2000) -> None:
+        """The power is gone. Without restart_ms it stays off."""
+        self.driver = None
+        if self.connection is not None:
+            self.connection.close("network", quiet=True)
+            self.connection = None
+        self.closing = ""
+        self.flash = self.flash.power_cycle()
+        if restart_ms is not None:
+            self.time.after(restart_ms, self.boot)
+
+    def cut_power_at(self, writes: int) -> None:
+        """The power fails during the write op that comes after this many others."""
+        self.flash.cut_at = writes + 1
+
+    # -- what the driver tells ------------------------------------------------------
+
+    def note(self, event: Event) -> None:
+        if len(self.events) < EVENTS_KEPT:
+            self.events.append((self.time.now, event))
+        if event.name in ("effect-failed", "task-failed"):
+            self.ledger.fail("%s: %r", event.name, event.fields)
+
+    def named(self, name: str) -> list[Event]:
+        """The events of that name so far."""
+        return [event for _, event in self.events if event.name == name]
+
+    def before_append(self, effect: Append) -> None:
+        identity = (self.agent, effect.journal, effect.seq)
+        self.ledger.make(identity, effect.frame)
+        self._batch[effect.journal, effect.seq] = effect.frame
+
+    def after_sync(self, refs: list[Any]) -> None:
+        for ref in refs:
+            frame = self._batch.pop((ref.journal, ref.seq))
+            self.ledger.commit(self.memory, (self.agent, ref.journal, ref.seq), frame)
+
+    # -- link -----------------------------------------------------------------------
+
+    def connect(self, driver: Driver) -> None:
+        world = self.world
+        if not self.link.up or not world.broker.up:
+            wait = 200 if not self.link.up else CONNECT_TIMEOUT_MS
+            reason = "radio" if not self.link.up else "timeout"
+            self.time.after(wait, lambda: self._on_link(driver, False, False, reason))
+            return
+        self.time.after(CONNECT_MS, lambda: self._connected(driver))
+
+    def _connected(self, driver: Driver) -> None:
+        if self.driver is not driver:
+            return
+        if not self.link.up or not self.world.broker.up:
+            self._on_link(driver, False, False, "network")
+            return
+        config = driver.config
+        connection = Connection(
+            self.link,
+            lambda packet: self._packet(driver, connection, packet),
+            lambda reason: self._disconnected(driver, connection, reason),
+        )
+        self.connection = connection
+        self._waiting: dict[int, int] = {}
+        present = self.world.broker.connect(
+            self.agent.hex(),
+            connection,
+            {config.topic(kind): 1 for kind in ("ack", "box", "cfg")},
+            (config.topic("state"), OFFLINE),
+        )
+        if self.closing:
+            connection.close(self.closing)
+            return
+        self._on_link(driver, True, present, "")
+
+    def _on_link(self, driver: Driver, up: bool, present: bool, reason: str) -> None:
+        if self.driver is driver:
+            now = driver._now()
+            self._guard(lambda: driver._perform(driver.core.on_link(up, present, reason, now)))
+
+    def _disconnected(self, driver: Driver, connection: Connection, reason: str) -> None:
+        if self.driver is not driver or self.connection is not connection:
+            return
+        self.connection = None
+        reason, self.closing = self.closing or reason, ""
+        # A client library fails the publishes under way before or after it says that the
+        # session has ended.
+        waiting = sorted(self._waiting)
+        first = self.rng.random() < 0.5
+        if first:
+            self._fail(driver, waiting, reason)
+        self._on_link(driver, False, False, reason)
+        if not first:
+            self._fail(driver, waiting, reason)
+
+    def _fail(self, driver: Driver, waiting: list[int], reason: str) -> None:
+        for effect_id in waiting:
+            if self.driver is driver:
+                error = LinkError(reason)
+                now = driver._now()
+                self._guard(
+                    lambda e=effect_id: driver._perform(driver.core.on_error(e, error, now))
+                )
+
+    def disconnect(self, reason: str) -> None:
+        self.closing = reason
+        connection = self.connection
+        if connection is not None:
+            connection.send_up(("disconnect",))
+            self.time.after(self.link.latency_ms + 1, lambda: connection.close(reason))
+
+    def publish(self, driver: Driver, effect: Publish) -> None:
+        self.time.after(0, lambda: self._publish(driver, self.connection, effect))
+
+    def _publish(self, driver: Driver, connection: "Connection | None", effect: Publish) -> None:
+        if self.driver is not driver:
+            return
+
+        def send() -> None:
+            now = driver._now()
+            try:
+                if effect.payload is None:
+                    payload = driver._reader(effect.ref)()
+                    self.ledger.publish(payload)
+                else:
+                    payload = effect.payload
+                    driver.egress.check(payload)
+                    if effect.kind == "outcome":
+                        self.ledger.publish(payload)
+                if connection is None or not connection.open:
+                    raise LinkError("network")
+            except EdgeError as error:
+                driver._perform(driver.core.on_error(effect.id, error, now))
+                return
+            self._waiting[effect.id] = now
+            packet = ("publish", effect.id, effect.topic, payload, effect.qos, effect.retain)
+            connection.send_up(packet)
+            if not effect.qos:
+                driver._perform(driver.core.on_done(effect.id, None, now))
+
+        self._guard(send)
+
+    def _packet(self, driver: Driver, connection: Connection, packet: Packet) -> None:
+        if self.driver is not driver or self.connection is not connection:
+            return
+        now = driver._now()
+        if packet[0] == "puback":
+            if self._waiting.pop(packet[1], None) is not None:
+                self._guard(lambda: driver._perform(driver.core.on_done(packet[1], None, now)))
+            return
+        _, mid, topic, payload, qos = packet
+        self.acks.append((topic, payload))
+        self.message(topic, payload)
+        if qos and self.connection is connection:
+            connection.send_up(("puback", mid))
+
+    def message(self, topic: str, payload: bytes) -> None:
+        """Hand a message to the agent, whoever sent it."""
+        driver = self.driver
+        if driver is not None:
+            now = driver._now()
+            self._guard(lambda: driver._perform(driver.core.on_message(topic, payload, now)))
+
+    # -- time -----------------------------------------------------------------------
+
+    def wake(self) -> int | None:
+        """When the agent wants to be asked next, in virtual time."""
+        driver = self.driver
+        if driver is None:
+            return None
+        wake = driver.core.next_wake()
+        if wake is None:
+            return None
+        started = self.time.now - driver._now()
+        return max(started + wake, self.time.now + (1 if self._spins else 0))
+
+    def tick(self) -> None:
+        driver = self.driver
+        if driver is None:
+            return
+        before = driver.core.ids.last
+        self._guard(driver._tick)
+        if self.driver is not driver:
+            return
+        wake = driver.core.next_wake()
+        # A wake in the past that leads to nothing keeps a processor busy for ever.
+        if wake is not None and wake <= driver._now() and driver.core.ids.last == before:
+            self._spins += 1
+            if self._spins > 500:
+                self.ledger.fail("%s spins: %r", self.name, driver.core.status())
+        else:
+            self._spins = 0
+
+    # -- what people do -------------------------------------------------------------
+
+    def observe(self, label: int, confidence: int = 200) -> None:
+        """A window whose meaning the model sees as `label`."""
+        driver = self.driver
+        if driver is None:
+            return
+        scores = bytearray(len(self.world.domain.labels))
+        scores[label] = confidence
+        self.model.next = ModelOutput(bytes(scores), self.rng.randbytes(EMBEDDING), 0)
+        samples = array("h", [self.rng.randrange(-999, 999) for _ in range(4)])
+
+        def see() -> None:
+            now = driver._now()
+            driver.core.on_clock(driver.board.clock.utc_s(), now)
+            driver._perform(driver.core.on_window(Window(samples, (), ""), now))
+
+        self._guard(see)
+
+    def save(self) -> None:
+        """What a graceful stop does first."""
+        driver = self.driver
+        if driver is not None:
+            self._guard(driver.journal.save)
+
+    def feedback(self, outcome_id: bytes, result: int, label: int) -> None:
+        driver = self.driver
+        if driver is not None:
+            self._guard(lambda: driver.feedback(outcome_id, result, label))
+
+    # -- looking --------------------------------------------------------------------
+
+    def served(self, frame: bytes) -> bool:
+        """Whether the gateway would believe this frame of ours.
+
+        It does not when the device was revoked, or when the frame's key generation was
+        retired, which needs a copied flash: one copy reports that it holds nothing under
+        that generation, while another does. SPEC.md calls both final.
+        """
+        gateway = self.world.gateway
+        if gateway.revoked(self.agent):
+            return False
+        return not (self.copied() and gateway.retired(self.agent, frame[16]))
+
+    def copied(self) -> bool:
+        """Whether two flashes with a common past have existed for this agent."""
+        return self.agent in self.world.copied
+
+    def quiet(self) -> bool:
+        """Nothing left to bring to the gateway, or only what it will never take."""
+        driver = self.driver
+        if driver is None:
+            return False
+        if driver.core.drained() and not any(driver.journal.stats()["pending"]):
+            return True
+        core = driver.core
+        if core.intake.busy():
+            return False
+        return not any(self.served(frame) for frame in self._stock().values())
+
+    def waits(self, identity: tuple[bytes, bytes, int], frame: bytes) -> bool:
+        return self._stock().get(identity) == frame
+
+    def quarantined(self, identity: tuple[bytes, bytes, int], frame: bytes) -> bool:
+        driver = self.driver
+        if driver is None or identity not in self.memory.refused:
+            return False
+        for ref, reason in driver.journal.quarantined(1 << 20):
+            if (self.agent, ref.journal, ref.seq) == identity:
+                return (
+                    driver.journal.read(ref) == frame and reason == self.memory.refused[identity]
+                )
+        return 7 in self.drops()
+
+    def drops(self) -> dict[int, int]:
+        return self.driver.journal.drops if self.driver is not None else {}
+
+    def _stock(self) -> dict[tuple[bytes, bytes, int], bytes]:
+        if self.driver is None:
+            return {}
+        return {
+            (self.agent, ref.journal, ref.seq): frame for ref, frame in held(self.driver.journal)
+        }
+
+    def status(self) -> dict[str, Any]:
+        driver = self.driver
+        if driver is None:
+            return {"off": True}
+        return dict(driver.core.status(), journal_stats=driver.journal.stats())
+
+    def batch(self) -> dict[tuple[bytes, int], bytes]:
+        return dict(self._batch)
+
+    def forget_batch(self, batch: "dict[tuple[bytes, int], bytes] | None" = None) -> None:
+        """The flash was replaced: what was being written is that of the other one."""
+        self._batch = dict(batch or {})
+
+
+def held(journal: Any) -> list[tuple[Any, bytes]]:
+    """Every durable record that is not freed, and its frame; changes nothing."""
+    out = []
+    for priority in range(3):
+        for segment in journal._s.chains[priority]:
+            if not segment.pending:
+                continue
+            for r in walk(journal._store, segment, HEADER_BYTES, segment.length):
+                if r is not None and not segment.is_freed(r.seq):
+                    ref = Ref(
+                        segment.journal, r.seq, priority, segment.number, r.offset, r.length
+                    )
+                    out.append((ref, journal.read(ref)))
+    return out
