@@ -54,7 +54,12 @@ if TYPE_CHECKING:
 # FC: input channels that one filter sees (IC, or IC / groups); channel multiplier for depthwise.
 
 # Best first: (name, module in this package).
-TIERS = (("native", "native"), ("numpy", "host_numpy"), ("python", "python"))
+TIERS = (
+    ("native", "native"),
+    ("viper", "viper"),
+    ("numpy", "host_numpy"),
+    ("python", "python"),
+)
 
 
 def load(tier: "str | None" = None) -> "list[Any]":
