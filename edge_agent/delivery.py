@@ -143,7 +143,7 @@ class Delivery:
         self._take_facts(facts)
         out: list[Any] = []
         if self.link.state == UP:
-            self._hello(now, out, only_new=True)
+            self._hello(now, out)
         return out
 
     def on_done(self, effect_id: int, result: "Any", now: int) -> "list[Any]":
@@ -300,14 +300,18 @@ class Delivery:
         """What the journal holds, then hellos."""
         out.append(Survey(self._new("survey", self.link.number), False))
 
-    def _hello(self, now: int, out: "list[Any]", only_new: bool = False) -> None:
-        held = sorted(self.facts.held, key=lambda h: h[0] != self.facts.journal)
-        for entry in held[:MAX_HELLOS]:
-            if only_new and (self.gateway.answered(entry[0]) or entry[0] != self.facts.journal):
-                continue
+    def _hello(self, now: int, out: "list[Any]") -> None:
+        """One for each journal id, older ones first: a gateway that hears of the current
+        one must know by then which numbers below its floor belong to others."""
+        for entry in self._greeted():
             payload = self._make_hello(self.facts, entry, self.gateway.nonce, now)
             topic = self._set.topic("up")
             out.append(Publish(self._new("hello"), "hello", topic, payload, None, 1, False))
+
+    def _greeted(self) -> "list[Any]":
+        """(journal, floor, next seq) of those greeted for on a connection, oldest first."""
+        current, others = self.facts.held[0], self.facts.held[1:]
+        return sorted(others, key=lambda h: h[1])[: MAX_HELLOS - 1] + [current]
 
     def _down(self, reason: str, now: int, out: "list[Any]") -> None:
         """Back to WAITING: forget the publishes under way, decide when to try again."""
@@ -349,7 +353,7 @@ class Delivery:
         return any(p[0] in ("free", "quarantine") for p in self._pending.values())
 
     def _all_answered(self) -> bool:
-        return all(self.gateway.answered(held[0]) for held in self.facts.held[:MAX_HELLOS])
+        return all(self.gateway.answered(held[0]) for held in self._greeted())
 
     # -- records ---------------------------------------------------------------------
 

@@ -253,6 +253,7 @@ class Journal:
             s.drop(COALESCED, 1)
         else:
             s.next_seq = seq + 1
+            s.unsynced = batch[0].seq
         return Ref(journal, seq, priority, 0, 0, len(frame))
 
     def sync(self, uptime_s: int = 0) -> "list[Ref]":
@@ -277,7 +278,7 @@ class Journal:
                 except JournalFull:
                     for e in entries:
                         self._s.drop(QUOTA, 1, e.seq, e.seq)
-                    self._batch = [e for e in self._batch if e.priority != priority]
+                    self._keep([e for e in self._batch if e.priority != priority])
                     self._log.try_save()
                     break
                 room = self._quota.segment_bytes - max(segment.length, HEADER_BYTES)
@@ -290,10 +291,14 @@ class Journal:
                 for r in self._log.write(segment, take):
                     self._done.append(self._ref(segment, r))
                 last = take[-1].seq
-                self._batch = [e for e in self._batch if e.priority != priority or e.seq > last]
+                self._keep([e for e in self._batch if e.priority != priority or e.seq > last])
         done = sorted(self._done, key=lambda ref: ref.seq)
         self._done = []
         return done
+
+    def _keep(self, batch: "list[Entry]") -> None:
+        self._batch = batch
+        self._s.unsynced = batch[0].seq if batch else 0
 
     # -- out ----------------------------------------------------------------
 

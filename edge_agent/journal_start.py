@@ -11,6 +11,8 @@ What is found, and what it means:
 
 - a tail that ends in the middle of a record: a sync was cut. The segment ends at its
   last good record. The seqs that the torn bytes might have held are skipped.
+- seqs that no record has, skipped or lost with the batch in RAM: counted and named like
+  drops (reason SKIPPED), so that the gateway does not take them for lost.
 - a hole with a record of a later sync behind it: synced data was damaged. What is
   readable stays deliverable, the lost records are counted.
 - a slot unreadable, or a file shorter than the state says: identities may have been
@@ -19,13 +21,14 @@ What is found, and what it means:
 """
 
 from edge_agent.interfaces import Store
-from edge_agent.journal_state import CORRUPT, QUOTA, SLOTS, UNREADABLE, State, load
+from edge_agent.journal_state import CORRUPT, QUOTA, SKIPPED, SLOTS, UNREADABLE, State, load
 from edge_agent.segment import (
     CHAINS,
     DAMAGED,
     FIRST,
     HEADER_BYTES,
     MIN_RECORD,
+    QUARANTINE,
     SEALED,
     Header,
     Segment,
@@ -50,9 +53,10 @@ def start(store: Store, jump: int = 0) -> "tuple[State, int, list[str]]":
     state, slot, doubt, files = load(store)
     if state is None:
         return _rebuild(store, files, jump), 1, []
+    low = state.next_seq
     if doubt:
         state.doubt = True
-        state.next_seq += jump
+        state.skip = jump
     _drop_removed(state)
     touched = [SLOTS[slot]]
     for chain in range(CHAINS):
@@ -73,7 +77,7 @@ def start(store: Store, jump: int = 0) -> "tuple[State, int, list[str]]":
                 touched.append(segments[i].name)
             if i + 1 < len(segments):
                 segments[i].flags |= SEALED
-    _finish(state)
+    _finish(state, low)
     return state, slot, touched
 
 
@@ -145,14 +149,17 @@ def read_tail(store: Store, state: State, segment: Segment, limit: int = -1) -> 
                 missing = hole = 0
         segment.add(record)
         last = record.seq
+        if segment.chain != QUARANTINE:
+            state.found.append(last)
         state.age = max(state.age, record.stamp)
     if damaged:
         state.corrupt += 1
         state.doubt = True
     if torn:
         state.torn += 1
-        # No seq that the torn bytes may have carried is used again.
-        state.next_seq = max(state.next_seq, last + 1) + size // MIN_RECORD
+        if segment.chain != QUARANTINE:
+            # No seq that the torn bytes may have carried is used again.
+            state.skip += size // MIN_RECORD
     if torn or segment.flags & DAMAGED:
         segment.flags |= SEALED
     if not segment.count:
@@ -161,10 +168,22 @@ def read_tail(store: Store, state: State, segment: Segment, limit: int = -1) -> 
     return segment.count > known
 
 
-def _finish(state: State) -> None:
+def _finish(state: State, low: int) -> None:
+    """Set the next seq, and name the numbers from `low` on that no record has.
+
+    low: -1 when it is not known which numbers were used: only those skipped now are named.
+    """
     for segment in state.segments():
         if segment.count:
             state.next_seq = max(state.next_seq, segment.last + 1)
+    low = state.next_seq if low < 0 else low
+    state.next_seq += state.skip
+    for seq in sorted(state.found) + [state.next_seq]:
+        if seq > low:
+            state.drop(SKIPPED, seq - low, low, seq - 1)
+        low = max(low, seq + 1)
+    state.skip = 0
+    state.found = []
 
 
 def _rebuild(store: Store, files: int, jump: int) -> State:
@@ -218,12 +237,13 @@ def _rebuild(store: Store, files: int, jump: int) -> State:
                 state.next_bad += 1
         if not state.chains[chain] or state.chains[chain][-1].number != number:
             state.removing.append((segment_name(chain, number), aside))
-    _finish(state)
+    state.found = []
+    state.skip += jump
+    _finish(state, -1)
     if found:
         state.boot = boot + BOOT_JUMP
     if found or files == 2:
         state.lost_states = 1
-    state.next_seq += jump
     state.doubt = True
     return state
 

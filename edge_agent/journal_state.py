@@ -24,9 +24,10 @@ SLOTS = ("state0", "state1")
 MAX_STATE = 24576  # bytes; a larger state file is not ours
 MAX_STATE_RANGES = 256  # freed ranges in all that a saved state holds
 MAX_GONE = 8
-REASONS = 8  # counters; index 0 is not used
+REASONS = 8  # counters
 
-# Why records were dropped.
+# Why numbers are missing.
+SKIPPED = 0  # never given to a durable record: passed over after a power cut
 QUOTA = 1  # the oldest made room
 FULL = 2  # a new one was refused
 EXPIRED = 3  # older than its time to live
@@ -64,6 +65,11 @@ class State:
         self.gone: list[tuple[int, int]] = []
         self.removing: list[tuple[str, str]] = []  # (name, new name or "")
         self.chains: list[list[Segment]] = [[] for _ in range(CHAINS)]
+        # In RAM only. unsynced: lowest number that is not durable yet, 0 = none.  skip: how
+        # many numbers start-up passes over.  found: those it read behind the saved state.
+        self.unsynced = 0
+        self.skip = 0
+        self.found: list[int] = []
 
     def segments(self) -> "list[Segment]":
         """Those of the three priorities, urgent first."""
@@ -101,7 +107,7 @@ class State:
                 0,
                 self.generation,
                 self.journal,
-                self.next_seq,
+                self.unsynced or self.next_seq,
                 self.boot,
                 min(self.age, _U32),
                 self.counter,

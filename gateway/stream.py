@@ -26,8 +26,9 @@ from gateway.timebase import Boot
 # Of a hello that a broker delivers again, the nonce is known: this many are remembered.
 NONCES = 16
 NONCE = 8
-# Reasons of the device's drop counters that mean a numbered record is gone.
-LOSSES = (1, 3, 5, 6)
+# Reasons of the device's drop counters that mean there is no record of that number (0: the
+# number was skipped after a power cut, there never was one).
+LOSSES = (0, 1, 3, 5, 6)
 
 
 class Stream:

@@ -26,6 +26,7 @@ from edge_agent.segment import (
 
 PRIORITY_NAMES = ("urgent", "normal", "bulk")
 REASON_NAMES = {
+    0: "skipped (numbers never given to a durable record)",
     1: "quota (oldest made room)",
     2: "full (newest refused)",
     3: "expired",
