@@ -81,19 +81,21 @@ fetch() {
     at=$cache/dsc/$1
     mkdir -p "$at"
     dsc=$at/$1_$2.dsc
-    if ! echo "$3  $dsc" | sha256sum -c --status 2>/dev/null; then
+    if [ "$4" = vouched ] && [ -e "$at/instead-of-$2" ]; then
+        dsc=$(echo "$at/$1"_*.dsc)
+    elif ! echo "$3  $dsc" | sha256sum -c --status 2>/dev/null; then
         apt_ready
         rm -f "$at"/*
-        if ! (cd "$at" && apt apt-get source --download-only "$1=$2" >log 2>&1); then
-            [ "$4" = vouched ] || { tail -3 "$at/log" >&2; rm -f "$cache/apt/ready"; fail "no $1 $2"; }
-            if ! (cd "$at" && apt apt-get source --download-only "$1" >log 2>&1); then
-                rm -f "$cache/apt/ready"
-                return 1
-            fi
+        if (cd "$at" && apt apt-get source --download-only "$1=$2" >log 2>&1); then
+            echo "$3  $dsc" | sha256sum -c --status || fail "$1_$2.dsc is not the pinned one"
+        else
+            # The lists may be older than the mirror: get them again next time.
+            rm -f "$cache/apt/ready"
+            [ "$4" = vouched ] || { tail -3 "$at/log" >&2; fail "the mirror has no $1 $2"; }
+            (cd "$at" && apt apt-get source --download-only "$1" >log 2>&1) || return 1
+            touch "$at/instead-of-$2"
             dsc=$(echo "$at/$1"_*.dsc)
             echo "micropython: $(basename "$dsc") instead of $2, signed by the archive" >&2
-        elif ! echo "$3  $dsc" | sha256sum -c --status; then
-            fail "$1_$2.dsc is not the pinned one"
         fi
     fi
     # The .dsc holds the sha256 of the tarballs.
