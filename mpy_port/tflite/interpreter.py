@@ -13,7 +13,7 @@ The input's memory is reused while the model runs: write it before every invocat
 from . import kernels, planner
 from .errors import ModelError
 from .flatbuffer import FLOAT32, UINT8, Graph
-from .memory import allocate, raw, signed
+from .memory import allocate, collect_as_before, collect_often, raw, signed
 from .op_resolver import missing, prepare
 
 TYPE_CHECKING = False
@@ -76,6 +76,13 @@ class Interpreter:
             model = model.__fspath__()
         if isinstance(model, str):
             model, plan = read_files(model, plan)
+        before = collect_often()
+        try:
+            self._open(model, tier, plan, arena_limit)
+        finally:
+            collect_as_before(before)
+
+    def _open(self, model: "Any", tier: "str | None", plan: "Any", arena_limit: int) -> None:
         modules = kernels.load(tier)
         self.tier = kernels.tier_name(modules[0])
         self.planned = plan is not None

@@ -2,8 +2,15 @@
 
 CPython casts a view without copying. MicroPython cannot; there an arena is an array of
 signed bytes from the start, and constants are copied by whoever needs them signed.
+
+Loading makes much garbage and keeps small objects in between. MicroPython collects when
+the heap is full; by then those objects lie all over it, and no room is left in one piece
+for the arena. Collecting every COLLECT_EVERY bytes keeps them together: a keyword-spotting
+network then loads in 130 KB instead of 200 (32-bit build, file in the heap too), smaller
+steps gain nothing more.
 """
 
+import gc
 from array import array
 
 TYPE_CHECKING = False
@@ -11,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _CAST = hasattr(memoryview, "cast")
+COLLECT_EVERY = 8192
 
 
 class _Length:
@@ -27,6 +35,24 @@ class _Length:
 
     def __iter__(self) -> "Any":
         return iter(())
+
+
+def collect_often() -> int:
+    """Collect every COLLECT_EVERY bytes from now on; what to give to `collect_as_before`."""
+    threshold = getattr(gc, "threshold", None)  # CPython has none, and no need
+    if threshold is None:
+        return 0
+    gc.collect()
+    before = int(threshold())
+    if not 0 <= before <= COLLECT_EVERY:
+        threshold(COLLECT_EVERY)
+    return before
+
+
+def collect_as_before(before: int) -> None:
+    threshold = getattr(gc, "threshold", None)
+    if threshold is not None:
+        threshold(before)
 
 
 def allocate(length: int) -> "Any":
