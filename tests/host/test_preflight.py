@@ -128,7 +128,8 @@ def test_a_plan_makes_the_arena_fit(zoo, tmp_path):
     assert any("edge-agent model plan" in text for text in before["change"])
     summary = make_plan(model)
     assert (summary["arena"], summary["greedy"], summary["bound"]) == (55_296, 64_512, 55_296)
-    after = preflight(model, "esp32-c3")
+    assert not preflight(model, "esp32-c3")["fits"]  # the heap is too small with Wi-Fi
+    after = preflight(model, "esp32-c3", heap=150_000)
     assert (after["arena"]["used"], after["arena"]["source"]) == (55_296, "plan file")
     assert after["fits"] and after["verdict"].startswith("fits only with the model in flash")
     assert any("ROMFS" in text for text in after["change"])
@@ -151,8 +152,8 @@ def test_heap_by_place(zoo):
     assert heap["from_file"] - heap["in_flash"] > size
     assert report["fits"] and "ROMFS" in report["verdict"]
     assert preflight(zoo["autoencoder"], "pico2")["verdict"] == "fits"
-    small = preflight(zoo["autoencoder"], "esp32", heap=20_000)
-    assert not small["fits"] and any("heap of 20000" in text for text in small["problems"])
+    small = preflight(zoo["autoencoder"], "esp32", heap=40_000)
+    assert not small["fits"] and any("heap of 40000" in text for text in small["problems"])
 
 
 def test_estimated_heap_is_what_a_32_bit_interpreter_holds():
@@ -221,7 +222,7 @@ def test_commands(zoo, tmp_path):
     assert report["verdict"] == "does not fit"
     assert said(agent("model", "plan", model, "--json"))["arena"] == 55_296
     assert (tmp_path / "m.tflite.plan").stat().st_size < 1000
-    shown = agent("preflight", model, "--board", "esp32-c3")
+    shown = agent("preflight", model, "--board", "esp32-c3", "--heap", 150_000)
     assert shown.returncode == 0 and "fits only with the model in flash" in shown.stdout
     assert agent("preflight", model, "--board", "toaster").returncode == 2
     assert agent("preflight", model, "--board", "esp32", "--heap", "-4").returncode == 2
