@@ -20,7 +20,7 @@ again: see `journal_log.py`.
 
 from edge_agent.errors import JournalError, JournalFull, StoreError
 from edge_agent.interfaces import Entropy, Store
-from edge_agent.journal_log import Log
+from edge_agent.journal_log import NO_GENERATION, Log
 from edge_agent.journal_quarantine import clear, keep, listed
 from edge_agent.journal_quota import DROP_OLDEST, PRIORITIES, Entry, Quota
 from edge_agent.journal_start import settle
@@ -151,10 +151,14 @@ class Journal:
         return out
 
     def oldest_generation(self) -> "int | None":
-        """The oldest key generation that a held record may have; None when none is held."""
-        found = [s.generation for s in self._s.segments() if s.pending]
-        found += [e.generation for e in self._batch]
-        return min(found) if found else None
+        """The oldest key generation that a held record may have; None when none is held.
+
+        Like the floors it follows the saved state: a record whose free a power cut undoes
+        is sent again, and its key must still be good.
+        """
+        found = [self._log.generation, self._log.generation_now()]
+        oldest = min(found + [e.generation for e in self._batch])
+        return None if oldest == NO_GENERATION else oldest
 
     def stats(self, uptime_s: int = 0) -> "dict[str, object]":
         """Figures for people and for the hello frame. Reads one record per priority."""

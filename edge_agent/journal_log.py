@@ -40,6 +40,7 @@ MAX_INDEXES = 4  # segments whose seqs are kept in RAM, 4 bytes a record
 _WRITE = 2048  # bytes handed to the store at a time
 _NO_SPACE = (28, 122)  # ENOSPC, EDQUOT
 _NEVER = 0xFFFFFFFF
+NO_GENERATION = 256
 
 
 class Log:
@@ -52,6 +53,7 @@ class Log:
         self.frees = 0  # since the last save
         self.saved = False  # this boot
         self.floors: dict[bytes, tuple[int, int]] = {}  # as of the last save
+        self.generation = NO_GENERATION  # also
         self._dropped: list[str] = []  # names that the quota, not an ack, took
         self._indexed: list[Segment] = []
         jump = 24 * quota.segment_bytes // MIN_RECORD
@@ -68,6 +70,7 @@ class Log:
         if s.doubt or not s.minted:
             self.new_id(entropy)
         self.floors = self.floors_now()
+        self.generation = self.generation_now()
         try:
             self._sweep()  # what the last state had still to do
             self.clear_empty()
@@ -95,6 +98,11 @@ class Log:
                 floors[g.journal] = (min(old[0], g.floor()), max(old[1], g.last + 1))
         return floors
 
+    def generation_now(self) -> int:
+        """The oldest key generation of a record in segments; NO_GENERATION without any."""
+        found = [g.generation for g in self.state.segments() if g.pending]
+        return min(found) if found else NO_GENERATION
+
     # -- the state ----------------------------------------------------------
 
     def save(self) -> None:
@@ -119,9 +127,11 @@ class Log:
         s.age = self.age
         s.generation += 1
         floors = self.floors_now()
+        generation = self.generation_now()
         save(self.store, s, 1 - self._slot)
         self._slot = 1 - self._slot
         self.floors = floors
+        self.generation = generation
         self.frees = 0
         self.saved = True
         for chain in s.chains:

@@ -131,6 +131,8 @@ class TestRecords(unittest.TestCase):
         self.assertEqual((j.down_counter, j.cfg_version, j.age_base_s), (1 << 60, 77, 100))
         self.assertEqual(j.oldest_generation(), 2)
         j.free(j.journal_id, [(1, 2)])
+        self.assertEqual(j.oldest_generation(), 2, "a power cut would undo the free")
+        j.save()
         self.assertIsNone(j.oldest_generation())
 
 
