@@ -129,7 +129,7 @@ class MqttLink(Link):
             self._lose(LinkError("network", "cancelled"))
             raise
         if self._error is not None:
-            raise self._error
+            raise self._gone()
         return self._present
 
     async def publish(
@@ -278,7 +278,12 @@ class MqttLink(Link):
         return self._stream is not None or (self._resend and not self._closing)
 
     def _gone(self) -> LinkError:
-        return self._error if self._error is not None else LinkError("network", "not connected")
+        # A new one for each who waits: on MicroPython an exception grows by a traceback
+        # each time it is raised.
+        error = self._error
+        if error is None:
+            return LinkError("network", "not connected")
+        return LinkError(error.reason, error.detail)
 
     def _lose(self, error: LinkError, forget: bool = False) -> None:
         """The connection is over: stop its tasks and tell everyone who waits.

@@ -252,6 +252,34 @@ async def session(job):
     return {"present": present, "got": got}
 
 
+async def again(job):
+    """Connect, publish and leave, over and over: nothing may pile up."""
+    import gc
+    import os
+
+    link = make(job)
+
+    def state():
+        gc.collect()
+        used = gc.mem_alloc() if hasattr(gc, "mem_alloc") else 0
+        return used, len(os.listdir("/proc/self/fd")), len(link._tasks)
+
+    seen = []
+    for i in range(job["count"]):
+        await link.connect()
+        await link.publish(OUT, b"%d" % i)
+        if i % 3 == 0:
+            link._stream.close()  # the other way to go
+            await fails(link.receive())
+        else:
+            await link.disconnect()
+        await fails(make(job, window=1).publish(OUT, b"nowhere"))
+        if i % 20 == 19:
+            await asyncio.sleep(0.05)
+            seen.append(state())
+    return {"first": seen[0], "last": seen[-1]}
+
+
 async def main():
     job = json.loads(sys.argv[1])
     result = await globals()[job["job"]](job)

@@ -388,6 +388,14 @@ def test_dup_and_the_same_packet_id_on_the_next_connection(job):
     server.close()
 
 
+def test_nothing_piles_up_over_a_hundred_connections(broker, job):
+    result = job("again", broker.port, count=100, broker={"keepalive_s": 2}, **USER).result(40)
+    (memory, files, tasks), (memory_end, files_end, tasks_end) = result["first"], result["last"]
+    assert files_end <= files
+    assert tasks_end == tasks == 0
+    assert memory_end <= memory + 2000
+
+
 def test_disconnect_while_connecting(job):
     server = Server(lambda connection: time.sleep(30))
     result = job("stop", server.port, broker={"tls": {"fingerprint": "00" * 32}}).result()
