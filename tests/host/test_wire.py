@@ -7,7 +7,6 @@ WIRE_STEPS in the environment make it look longer.
 
 import os
 
-import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -17,7 +16,6 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-
 from wire.gateway import STEPS
 from wire.world import LABELS, World
 
@@ -55,8 +53,13 @@ class Fate(RuleBasedStateMachine):
         seed=st.integers(0, 1 << 30),
         devices=st.integers(1, 2),
         kind=st.sampled_from(sorted(KINDS)),
+        rough=st.booleans(),
     )
-    def begin(self, seed, devices, kind):
+    def begin(self, seed, devices, kind, rough):
+        # Either messages overtake each other, or flashes are copied. Both at once is more
+        # than is promised: an old frame of one copy, delivered late, is acknowledged to
+        # the other.
+        self.rough = rough
         self.world = World(seed, devices, **KINDS[kind])
         self.images = []
         self.cfg_version = 0
@@ -98,6 +101,7 @@ class Fate(RuleBasedStateMachine):
         if not up:
             self.world.cut(device, "radio")
 
+    @precondition(lambda self: self.rough)
     @rule(
         d=pick,
         loss=st.sampled_from([0.0, 0.1, 0.4]),
@@ -105,8 +109,7 @@ class Fate(RuleBasedStateMachine):
         reorder=st.sampled_from([0, 400]),
     )
     def bad_line(self, d, loss, repeat, reorder):
-        for link in (self.device(d).link, self.world.gateway.link):
-            link.loss, link.repeat, link.reorder_ms = loss, repeat, reorder
+        self.world.bad_line(self.device(d), loss, repeat, reorder)
 
     @rule(amnesia=st.booleans(), off=st.booleans())
     def broker_restarts(self, amnesia, off):
@@ -121,11 +124,12 @@ class Fate(RuleBasedStateMachine):
     def broker_repeats(self, chance):
         self.world.broker.repeat = chance
 
+    @precondition(lambda self: self.rough)
     @rule(d=pick)
     def queues_shuffled(self, d):
-        self.world.broker.shuffle("gateway")
-        self.world.broker.shuffle(self.device(d).agent.hex())
+        self.world.shuffle(self.device(d))
 
+    @precondition(lambda self: self.rough)
     @rule(which=st.integers(0, 200))
     def old_frame_replayed(self, which):
         self.world.replay_up(which)
@@ -152,6 +156,7 @@ class Fate(RuleBasedStateMachine):
     def reflash(self, d):
         self.world.reflash(self.device(d))
 
+    @precondition(lambda self: not self.rough)
     @rule(d=pick)
     def take_image(self, d):
         device = self.device(d)
@@ -165,7 +170,7 @@ class Fate(RuleBasedStateMachine):
         if agent == device.agent:
             self.world.write_image(device, image)
 
-    @precondition(lambda self: len(self.world.devices) < 4)
+    @precondition(lambda self: not self.rough and len(self.world.devices) < 4)
     @rule(d=pick)
     def clone(self, d):
         self.world.clone(self.device(d))
@@ -208,9 +213,7 @@ class Fate(RuleBasedStateMachine):
     @rule(d=pick, window=st.integers(1, 8), batch=st.integers(1, 8))
     def cfg(self, d, window, batch):
         self.cfg_version += 1
-        self.world.gateway.send_cfg(
-            self.device(d).agent, self.cfg_version, {4: window, 6: batch}
-        )
+        self.world.gateway.send_cfg(self.device(d).agent, self.cfg_version, {4: window, 6: batch})
 
     @rule(d=pick)
     def box(self, d):

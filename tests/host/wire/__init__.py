@@ -9,10 +9,11 @@ outputs are drawn at random), the network, the broker.
     link.py      connections that lose, repeat, delay and reorder
     broker.py    MQTT sessions, QoS 1, retained messages, will, amnesia
     ledger.py    what was committed on which flash: written by nobody else, judges all
+    board.py     what a device is made of besides its flash
+    session.py   its end of the connection
     device.py    one device: flash, journal, agent; power cuts, reflash, copies
     gateway.py   one gateway: crashes at each step, backup, full disk
     world.py     all of it, with moves, `settle` and the judgement
-    mutants.py   one-line defects that the judgement must see
 """
 
 import sys

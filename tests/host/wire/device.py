@@ -11,110 +11,25 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
+from sim_flash import SimFlash
+
 from edge_agent import interfaces
 from edge_agent.agent import Agent
 from edge_agent.config import Config
 from edge_agent.cpython.signer import HostCrypto
-from edge_agent.delivery import OFFLINE
 from edge_agent.effects import Append, Connect, Disconnect, Event, Free, Publish, Quarantine, Sync
-from edge_agent.errors import EdgeError, LinkError
+from edge_agent.errors import StoreError
 from edge_agent.interfaces import ModelOutput, Window
 from edge_agent.journal import Ref
 from edge_agent.segment import HEADER_BYTES, walk
-from sim_flash import PowerCut, SimFlash
-
+from wire.board import Clock, Dark, Mains, Model, Seeded
 from wire.ledger import Ledger, Memory
-from wire.link import Connection, Link, Packet
+from wire.link import Link
+from wire.session import Session
 
 CRYPTO = HostCrypto()
 EMBEDDING = 64
-CONNECT_MS = 40
-CONNECT_TIMEOUT_MS = 10_000
 EVENTS_KEPT = 400
-
-
-class Dark(BaseException):
-    """The power is gone: no code of the agent handles it."""
-
-
-class Mains(interfaces.Store):
-    """The flash, whose power cuts no `except Exception` can catch."""
-
-    def __init__(self, flash: SimFlash) -> None:
-        self._flash = flash
-
-    def _do(self, name: str, *values: Any) -> Any:
-        try:
-            return getattr(self._flash, name)(*values)
-        except PowerCut:
-            raise Dark
-
-    def size(self, name: str) -> int:
-        return self._do("size", name)
-
-    def read(self, name: str, offset: int, length: int) -> bytes:
-        return self._do("read", name, offset, length)
-
-    def append(self, name: str, data: bytes) -> None:
-        self._do("append", name, data)
-
-    def write(self, name: str, data: bytes) -> None:
-        self._do("write", name, data)
-
-    def sync(self, name: str) -> None:
-        self._do("sync", name)
-
-    def rename(self, old: str, new: str) -> None:
-        self._do("rename", old, new)
-
-    def remove(self, name: str) -> None:
-        self._do("remove", name)
-
-    def sync_names(self) -> None:
-        self._do("sync_names")
-
-    def names(self) -> list[str]:
-        return self._do("names")
-
-    def close(self) -> None:
-        pass
-
-
-class Seeded(interfaces.Entropy):
-    def __init__(self, rng: Random) -> None:
-        self._rng = rng
-
-    def bytes(self, n: int) -> bytes:
-        return self._rng.randbytes(n)
-
-
-class Clock(interfaces.Clock):
-    """Uptime by virtual time. offset_s: what the device thinks UTC is, None: not known."""
-
-    def __init__(self, time: Any, started: int, utc_s: "Callable[[], int]") -> None:
-        self._time = time
-        self._started = started
-        self._utc_s = utc_s
-
-    def uptime_ms(self) -> int:
-        return self._time.now - self._started
-
-    def utc_s(self) -> int:
-        return self._utc_s()
-
-
-class Model(interfaces.Model):
-    """Gives whatever output was put into `next`."""
-
-    model_id = b"\x5amodel\x00\x01"
-    input_length = 8
-
-    def __init__(self, labels: int) -> None:
-        self.labels = labels
-        self.next = ModelOutput(b"", b"", 0)
-
-    def run(self, features: bytes) -> ModelOutput:
-        return self.next
 
 
 class Driver(Agent):
@@ -128,13 +43,13 @@ class Driver(Agent):
         device = self.device
         kind = type(effect)
         if kind is Publish:
-            device.publish(self, effect)
+            device.session.publish(self, effect)
             return False, None
         if kind is Connect:
-            device.connect(self)
+            device.session.connect(self)
             return False, None
         if kind is Disconnect:
-            device.disconnect(effect.reason)
+            device.session.disconnect(effect.reason)
             return False, None
         if kind is Append:
             device.before_append(effect)
@@ -142,7 +57,13 @@ class Driver(Agent):
             for first, last in effect.ranges:
                 for seq in range(first, last + 1):
                     device.ledger.free(device.memory, (device.agent, effect.journal, seq))
-        answer = super()._one(effect)
+        try:
+            answer = super()._one(effect)
+        except StoreError:
+            if kind is Sync:
+                # Some of the batch may be durable all the same: each write was synced.
+                device.take_stock(self)
+            raise
         if kind is Sync:
             device.after_sync(answer[1])
         elif kind is Quarantine:
@@ -176,15 +97,14 @@ class Device:
         self.entropy = Seeded(self.rng)
         self.clock_says: Callable[[], int] = lambda: 0
         self.driver: Driver | None = None
-        self.connection: Connection | None = None
-        self.closing = ""
+        self.session = Session(self)
         self.events: list[tuple[int, Event]] = []
         self.boots = 0
         self.cuts = 0
         self.model = Model(len(world.domain.labels))
         self._batch: dict[tuple[bytes, int], bytes] = {}
         self._spins = 0
-        self.acks: list[tuple[str, bytes]] = []  # every message that came down
+        self.heard: list[tuple[str, bytes]] = []  # every message that came down
 
     def __repr__(self) -> str:
         return "Device(%s)" % self.name
@@ -209,13 +129,13 @@ class Device:
         def start() -> None:
             driver = Driver(self, board, config, self.world.domain)
             self._watch_drops(driver.journal)
-            self._take_stock(driver)
+            self.take_stock(driver)
             self._batch = {}
             self.boots += 1
             self.driver = driver
             driver._perform(driver.core.start(0))
 
-        self._guard(start)
+        self.guard(start)
 
     def _watch_drops(self, journal: Any) -> None:
         state = journal._s
@@ -228,7 +148,7 @@ class Device:
 
         state.drop = watched
 
-    def _take_stock(self, driver: Driver) -> None:
+    def take_stock(self, driver: Driver) -> None:
         """What the journal shows after start-up is on the flash, sync returned or not."""
         for ref, frame in held(driver.journal):
             identity = (self.agent, ref.journal, ref.seq)
@@ -239,7 +159,7 @@ class Device:
             elif self.memory.content[identity] != frame:
                 self.ledger.fail("the journal changed %r", identity)
 
-    def _guard(self, what: Callable[[], Any]) -> None:
+    def guard(self, what: Callable[[], Any]) -> None:
         try:
             what()
         except Dark:
@@ -249,10 +169,7 @@ class Device:
     def die(self, restart_ms: int | None = 2000) -> None:
         """The power is gone. Without restart_ms it stays off."""
         self.driver = None
-        if self.connection is not None:
-            self.connection.close("network", quiet=True)
-            self.connection = None
-        self.closing = ""
+        self.session.lost_power()
         self.flash = self.flash.power_cycle()
         if restart_ms is not None:
             self.time.after(restart_ms, self.boot)
@@ -283,129 +200,14 @@ class Device:
             frame = self._batch.pop((ref.journal, ref.seq))
             self.ledger.commit(self.memory, (self.agent, ref.journal, ref.seq), frame)
 
-    # -- link -----------------------------------------------------------------------
-
-    def connect(self, driver: Driver) -> None:
-        world = self.world
-        if not self.link.up or not world.broker.up:
-            wait = 200 if not self.link.up else CONNECT_TIMEOUT_MS
-            reason = "radio" if not self.link.up else "timeout"
-            self.time.after(wait, lambda: self._on_link(driver, False, False, reason))
-            return
-        self.time.after(CONNECT_MS, lambda: self._connected(driver))
-
-    def _connected(self, driver: Driver) -> None:
-        if self.driver is not driver:
-            return
-        if not self.link.up or not self.world.broker.up:
-            self._on_link(driver, False, False, "network")
-            return
-        config = driver.config
-        connection = Connection(
-            self.link,
-            lambda packet: self._packet(driver, connection, packet),
-            lambda reason: self._disconnected(driver, connection, reason),
-        )
-        self.connection = connection
-        self._waiting: dict[int, int] = {}
-        present = self.world.broker.connect(
-            self.agent.hex(),
-            connection,
-            {config.topic(kind): 1 for kind in ("ack", "box", "cfg")},
-            (config.topic("state"), OFFLINE),
-        )
-        if self.closing:
-            connection.close(self.closing)
-            return
-        self._on_link(driver, True, present, "")
-
-    def _on_link(self, driver: Driver, up: bool, present: bool, reason: str) -> None:
-        if self.driver is driver:
-            now = driver._now()
-            self._guard(lambda: driver._perform(driver.core.on_link(up, present, reason, now)))
-
-    def _disconnected(self, driver: Driver, connection: Connection, reason: str) -> None:
-        if self.driver is not driver or self.connection is not connection:
-            return
-        self.connection = None
-        reason, self.closing = self.closing or reason, ""
-        # A client library fails the publishes under way before or after it says that the
-        # session has ended.
-        waiting = sorted(self._waiting)
-        first = self.rng.random() < 0.5
-        if first:
-            self._fail(driver, waiting, reason)
-        self._on_link(driver, False, False, reason)
-        if not first:
-            self._fail(driver, waiting, reason)
-
-    def _fail(self, driver: Driver, waiting: list[int], reason: str) -> None:
-        for effect_id in waiting:
-            if self.driver is driver:
-                error = LinkError(reason)
-                now = driver._now()
-                self._guard(
-                    lambda e=effect_id: driver._perform(driver.core.on_error(e, error, now))
-                )
-
-    def disconnect(self, reason: str) -> None:
-        self.closing = reason
-        connection = self.connection
-        if connection is not None:
-            connection.send_up(("disconnect",))
-            self.time.after(self.link.latency_ms + 1, lambda: connection.close(reason))
-
-    def publish(self, driver: Driver, effect: Publish) -> None:
-        self.time.after(0, lambda: self._publish(driver, self.connection, effect))
-
-    def _publish(self, driver: Driver, connection: "Connection | None", effect: Publish) -> None:
-        if self.driver is not driver:
-            return
-
-        def send() -> None:
-            now = driver._now()
-            try:
-                if effect.payload is None:
-                    payload = driver._reader(effect.ref)()
-                    self.ledger.publish(payload)
-                else:
-                    payload = effect.payload
-                    driver.egress.check(payload)
-                    if effect.kind == "outcome":
-                        self.ledger.publish(payload)
-                if connection is None or not connection.open:
-                    raise LinkError("network")
-            except EdgeError as error:
-                driver._perform(driver.core.on_error(effect.id, error, now))
-                return
-            self._waiting[effect.id] = now
-            packet = ("publish", effect.id, effect.topic, payload, effect.qos, effect.retain)
-            connection.send_up(packet)
-            if not effect.qos:
-                driver._perform(driver.core.on_done(effect.id, None, now))
-
-        self._guard(send)
-
-    def _packet(self, driver: Driver, connection: Connection, packet: Packet) -> None:
-        if self.driver is not driver or self.connection is not connection:
-            return
-        now = driver._now()
-        if packet[0] == "puback":
-            if self._waiting.pop(packet[1], None) is not None:
-                self._guard(lambda: driver._perform(driver.core.on_done(packet[1], None, now)))
-            return
-        _, mid, topic, payload, qos = packet
-        self.acks.append((topic, payload))
-        self.message(topic, payload)
-        if qos and self.connection is connection:
-            connection.send_up(("puback", mid))
+    # -- messages --------------------------------------------------------------------
 
     def message(self, topic: str, payload: bytes) -> None:
         """Hand a message to the agent, whoever sent it."""
         driver = self.driver
         if driver is not None:
             now = driver._now()
-            self._guard(lambda: driver._perform(driver.core.on_message(topic, payload, now)))
+            self.guard(lambda: driver._perform(driver.core.on_message(topic, payload, now)))
 
     # -- time -----------------------------------------------------------------------
 
@@ -425,7 +227,7 @@ class Device:
         if driver is None:
             return
         before = driver.core.ids.last
-        self._guard(driver._tick)
+        self.guard(driver._tick)
         if self.driver is not driver:
             return
         wake = driver.core.next_wake()
@@ -454,18 +256,18 @@ class Device:
             driver.core.on_clock(driver.board.clock.utc_s(), now)
             driver._perform(driver.core.on_window(Window(samples, (), ""), now))
 
-        self._guard(see)
+        self.guard(see)
 
     def save(self) -> None:
         """What a graceful stop does first."""
         driver = self.driver
         if driver is not None:
-            self._guard(driver.journal.save)
+            self.guard(driver.journal.save)
 
     def feedback(self, outcome_id: bytes, result: int, label: int) -> None:
         driver = self.driver
         if driver is not None:
-            self._guard(lambda: driver.feedback(outcome_id, result, label))
+            self.guard(lambda: driver.feedback(outcome_id, result, label))
 
     # -- looking --------------------------------------------------------------------
 
@@ -484,6 +286,11 @@ class Device:
     def copied(self) -> bool:
         """Whether two flashes with a common past have existed for this agent."""
         return self.agent in self.world.copied
+
+    def greets_for(self, journal: bytes) -> bool:
+        """Whether the device still says hello for this journal id."""
+        driver = self.driver
+        return driver is not None and journal in [h[0] for h in driver.journal.held()]
 
     def quiet(self) -> bool:
         """Nothing left to bring to the gateway, or only what it will never take."""
@@ -506,9 +313,7 @@ class Device:
             return False
         for ref, reason in driver.journal.quarantined(1 << 20):
             if (self.agent, ref.journal, ref.seq) == identity:
-                return (
-                    driver.journal.read(ref) == frame and reason == self.memory.refused[identity]
-                )
+                return driver.journal.read(ref) == frame and reason == self.memory.refused[identity]
         return 7 in self.drops()
 
     def drops(self) -> dict[int, int]:
@@ -544,8 +349,6 @@ def held(journal: Any) -> list[tuple[Any, bytes]]:
                 continue
             for r in walk(journal._store, segment, HEADER_BYTES, segment.length):
                 if r is not None and not segment.is_freed(r.seq):
-                    ref = Ref(
-                        segment.journal, r.seq, priority, segment.number, r.offset, r.length
-                    )
+                    ref = Ref(segment.journal, r.seq, priority, segment.number, r.offset, r.length)
                     out.append((ref, journal.read(ref)))
     return out

@@ -33,7 +33,6 @@ from gateway.keys import Registry
 from gateway.mqtt import Bridge
 from gateway.ranges import RangeSet
 from gateway.store import Store, teach
-
 from wire.link import Connection, Link, Packet
 
 STEPS = ("before-commit", "after-commit", "between-acks", "before-puback", "between-pubacks")

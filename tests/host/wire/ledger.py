@@ -121,8 +121,9 @@ class Ledger:
             elif frame in self.restored_away and not any(d.waits(identity, frame) for d in homes):
                 if reported(identity):
                     ends["lost"] += 1
-                elif homes[0].copied():
-                    # Both ends went back in time, and numbers were given out twice.
+                elif homes[0].copied() or not homes[0].greets_for(identity[1]):
+                    # Both ends went back in time and numbers were given out twice; or the
+                    # device has a new journal id and names the old one no more.
                     ends["lost, not reported"] += 1
                 else:
                     self.fail("lost by restore and not reported: %r", identity)
