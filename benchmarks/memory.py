@@ -47,30 +47,42 @@ BUDGET = 110 * 1024
 LEAK = 256  # bytes
 MARKS = 20  # the live part swings by some 600 bytes with the fill of the newest segment
 
+# What is measured runs on these.
+AGENT_MODULES = ("edge_agent.config", "edge_agent.agent")
+# Their code alone is measured, each with what it needs and the agent does not.
+BESIDE = (
+    "mpy_port.crypto",
+    "mpy_port.clock",
+    "mpy_port.flash_store",
+    "mpy_port.mqtt.client",
+    "mpy_port.tflite.interpreter",
+)
+
 Costs = dict[str, tuple[int, int]]
 
 
-def modules(first: str = "edge_agent.agent") -> list[str]:
-    """The modules that `first` needs, itself included, each after those it needs."""
+def modules(first: "tuple[str, ...]") -> list[str]:
+    """The modules that these need, themselves included, each after those it needs."""
     order: list[str] = []
+    open_: set[str] = set()
 
     def visit(name: str) -> None:
-        if name in order:
+        if name in open_ or not source(name).exists():
             return
-        tree = ast.parse(source(name).read_text())
-        for statement in tree.body:
-            if isinstance(statement, ast.ImportFrom) and statement.module:
+        open_.add(name)
+        package = name if source(name).name == "__init__.py" else name.rpartition(".")[0]
+        visit(name.rpartition(".")[0])
+        for statement in ast.parse(source(name).read_text()).body:
+            if isinstance(statement, ast.ImportFrom):
+                up = package.split(".")[: 1 - statement.level or None] if statement.level else []
+                module = ".".join([*up, *([statement.module] if statement.module else [])])
                 for alias in statement.names:
-                    inner = f"{statement.module}.{alias.name}"
-                    if source(inner).exists():
-                        visit(inner)
-                    elif source(statement.module).exists():
-                        visit(statement.module)
+                    visit(f"{module}.{alias.name}")
+                visit(module)
         order.append(name)
 
-    visit("edge_agent")
-    visit("edge_agent.config")
-    visit(first)
+    for name in first:
+        visit(name)
     return order
 
 
@@ -180,17 +192,22 @@ class Device:
 
 class Bench:
     def __init__(self, directory: Path) -> None:
-        self.names = modules()
+        self.names = modules(AGENT_MODULES)
+        self.beside = {
+            group: [name for name in modules((group,)) if name not in self.names]
+            for group in BESIDE
+        }
+        every = modules((*AGENT_MODULES, *BESIDE))
         self.ram = directory / "ram"
         self.rom = directory / "rom"
-        board = ["mpy_port", "mpy_port.crypto"]
-        self.sizes = compile_all([*self.names, *board], self.ram)
+        self.sizes = compile_all(every, self.ram)
         self.image = directory / "rom.img"
         self.image.write_bytes(romfs(self.ram))
         self.rom.mkdir()
         for place in (self.ram, self.rom):
             compile_one(ROOT / "benchmarks/device/memory.py", place / "memory.mpy")
             self._files(place)
+            (place / "modules.json").write_text(json.dumps(every))
 
     def _files(self, directory: Path) -> None:
         crypto = HostCrypto()
@@ -205,7 +222,6 @@ class Bench:
         (directory / "domain.bin").write_bytes(data)
         config = {"agent": AGENT.hex(), "key": KEY.hex(), "delivery": {"pace_per_s": 10000}}
         (directory / "device.json").write_text(json.dumps(config))
-        (directory / "modules.json").write_text(json.dumps(self.names))
 
     def device(self, heap: int, in_rom: bool, *arguments: str) -> Device:
         directory = self.rom if in_rom else self.ram
@@ -226,11 +242,11 @@ class Bench:
                 before, names = names, (said[1], said[2])
                 first = names if not before[0] else first
             elif said[0] == "module":
-                bytes_of_names = names[1] - before[1]
-                costs[said[1]] = (said[2] - bytes_of_names, names[0] - before[0])
+                costs[said[1]] = (said[2] - names[1] + before[1], names[0] - before[0])
+                if said[1] == self.names[-1]:
+                    costs["names"] = (names[1] - first[1], names[0] - first[0])
         if device.code:
             raise SystemExit(device.error)
-        costs["names"] = (names[1] - first[1], names[0] - first[0])
         return costs
 
     def run(self, heap: int, in_rom: bool, outcomes: int, every: int) -> "dict[str, Any] | None":
@@ -284,8 +300,13 @@ def table(bench: Bench, ram: "Costs", rom: "Costs") -> None:
         print(line % (name, bench.sizes[name], ram[name][0], rom[name][0], ram[name][1]))
     print(line % ("names", "", ram["names"][0], rom["names"][0], ""))
     sizes = sum(bench.sizes[name] for name in bench.names)
-    total = [sum(cost[0] for cost in costs.values()) for costs in (ram, rom)]
-    print(line % ("all", sizes, *total, ram["names"][1]))
+    total = [sum(costs[name][0] for name in [*bench.names, "names"]) for costs in (ram, rom)]
+    print(line % ("the agent", sizes, *total, ram["names"][1]))
+    print("beside it on a board, names not counted")
+    for group, names in bench.beside.items():
+        sizes = sum(bench.sizes[name] for name in names)
+        cells = [sum(costs[name][0] for name in names) for costs in (ram, rom)]
+        print(line % (group, sizes, *cells, sum(ram[name][1] for name in names)))
     print()
 
 
