@@ -110,6 +110,26 @@ class Reader:
         at = self.field(table, number)
         return self.i32(at) if at else default
 
+    def integers(self, at: int, count: int) -> "tuple[int, ...]":
+        """int32 elements of a vector that has been checked."""
+        return tuple([self.i32(at + 4 * k) for k in range(count)])
+
+    def tensor(self, table: int) -> "tuple[int, ...]":
+        """What a tensor's table and that of its quantisation hold.
+
+        Position and length of its shape, type, buffer, whether it is variable, whether it is
+        sparse, external buffer, then position and length of its scales, of its zero
+        points, and the quantised dimension.
+        """
+        shape, kind, buffer = self.vector(table, 0, 4), self.byte(table, 1), self.integer(table, 2)
+        odd = (self.byte(table, 5), self.field(table, 6), self.integer(table, 10))
+        quantisation = self.table(table, 4)
+        if not quantisation:
+            return shape + (kind, buffer) + odd + (0, 0, 0, 0, 0)
+        scales, zeros = self.vector(quantisation, 2, 4), self.vector(quantisation, 3, 8)
+        axis = self.integer(quantisation, 6)
+        return shape + (kind, buffer) + odd + scales + zeros + (axis,)
+
     def text(self, table: int, number: int) -> str:
         """A text field cut to 48 characters that are safe to print."""
         at, count = self.vector(table, number, 1)
@@ -166,11 +186,12 @@ class Graph:
     """The first subgraph of a model. Every index in it is in range.
 
     inputs, outputs: tensor indexes.  operators: in the order they run.
+    reader: class to read with; a kernel tier may have a faster one.
     Tensors are read when they are asked for: one that no operator uses does no harm.
     """
 
-    def __init__(self, data: "Any") -> None:
-        r = Reader(data)
+    def __init__(self, data: "Any", reader: "type[Reader]" = Reader) -> None:
+        r = reader(data)
         self.reader = r
         if r.size < 8 or r.size > MAX_BYTES:
             raise r.fail("%d bytes cannot be a model" % r.size)
@@ -204,13 +225,11 @@ class Graph:
         at, count = r.vector(table, number, 4)
         if count > MAX_OPERANDS:
             raise r.fail("%d operands, at most %d are supported" % (count, MAX_OPERANDS))
-        found = []
-        for k in range(count):
-            index = r.i32(at + 4 * k)
+        found = r.integers(at, count)
+        for index in found:
             if not -1 <= index < self.tensor_count:
                 raise r.fail("tensor %d of %d" % (index, self.tensor_count))
-            found.append(index)
-        return tuple(found)
+        return found
 
     def _read_operators(self, graph: int) -> "list[Operator]":
         r = self.reader
@@ -274,22 +293,20 @@ class Graph:
 
     def _read_tensor(self, index: int) -> Tensor:
         r = self.reader
-        table = r.follow(self._tensors + 4 * index)
-        at, rank = r.vector(table, 0, 4)
+        at, rank, kind, buffer, variable, sparse, external, *rest = r.tensor(
+            r.follow(self._tensors + 4 * index)
+        )
         if rank > MAX_RANK:
             raise r.fail("%d dimensions, at most %d are supported" % (rank, MAX_RANK))
-        shape = []
+        shape = r.integers(at, rank)
         for k in range(rank):
-            d = r.i32(at + 4 * k)
-            if d < 1:
+            if shape[k] < 1:
                 raise ModelError(
-                    "dynamic or empty shape (dimension %d is %d)" % (k, d),
+                    "dynamic or empty shape (dimension %d is %d)" % (k, shape[k]),
                     r.where,
                     "Convert the model with a fixed batch size and input shape",
                 )
-            shape.append(d)
-        kind = r.byte(table, 1)
-        tensor = Tensor(index, tuple(shape), kind)
+        tensor = Tensor(index, shape, kind)
         if kind not in WIDTHS:
             from .names import type_name
 
@@ -298,24 +315,21 @@ class Graph:
                 r.where,
                 "Convert the model with full int8 quantisation",
             )
-        if r.byte(table, 5):
+        if variable:
             raise ModelError("variable tensors are not supported", r.where)
-        if r.field(table, 6):
+        if sparse:
             raise ModelError("sparse tensors are not supported", r.where)
-        if r.integer(table, 10):
+        if external:
             raise ModelError("external buffers are not supported", r.where)
-        quantisation = r.table(table, 4)
-        if quantisation:
-            tensor.scales = r.vector(quantisation, 2, 4)
-            tensor.zeros = r.vector(quantisation, 3, 8)
-            tensor.axis = r.integer(quantisation, 6)
-        self._find_data(tensor, r.integer(table, 2))
+        tensor.scales = rest[0], rest[1]
+        tensor.zeros = rest[2], rest[3]
+        tensor.axis = rest[4]
+        if buffer:
+            self._find_data(tensor, buffer)
         return tensor
 
     def _find_data(self, tensor: Tensor, number: int) -> None:
         r = self.reader
-        if number == 0:
-            return
         if not 0 < number < self._buffer_count:
             raise r.fail("buffer %d of %d" % (number, self._buffer_count))
         table = r.follow(self._buffers + 4 * number)

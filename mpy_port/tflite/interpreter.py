@@ -12,7 +12,7 @@ The input's memory is reused while the model runs: write it before every invocat
 
 from . import kernels, planner
 from .errors import ModelError
-from .flatbuffer import FLOAT32, UINT8, Graph
+from .flatbuffer import FLOAT32, UINT8, Graph, Reader
 from .memory import allocate, collect_as_before, collect_often, raw, signed
 from .op_resolver import missing, prepare
 
@@ -88,7 +88,7 @@ class Interpreter:
         self.planned = plan is not None
         self.arena_bytes = 0
         try:
-            graph = Graph(model)
+            graph = Graph(model, getattr(modules[0], "Reader", Reader))
             lacking = missing(graph)
             if lacking:
                 raise ModelError(

@@ -7,7 +7,7 @@ from . import kernels
 from .errors import ModelError
 from .flatbuffer import INT8, UINT8, Graph, Operator, Tensor
 from .memory import signed
-from .quantize import activation_range, float_bits, scale_parts
+from .quantize import activation_range, float_bits, parts, scale_parts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -103,7 +103,9 @@ class Call:
         if count != 1:
             raise ModelError("%d scales, needed is 1" % count, self.graph.where(tensor.index))
         found = self.graph.reader.u32(at)
-        scale_parts(found, self.graph.where(tensor.index))
+        if not parts(found)[0]:
+            # Names are read only for errors: that takes longer than all the rest.
+            scale_parts(found, self.graph.where(tensor.index))
         return found
 
     def scale(self, tensor: Tensor) -> "tuple[int, int]":
@@ -123,7 +125,9 @@ class Call:
         return value
 
     def activation(self, number: int, out: Tensor) -> "tuple[int, int]":
-        return activation_range(number, self.bits(out), self.zero(out), self.where())
+        if number not in (0, 1, 2, 3):
+            raise self.fail("fused activation %d is not supported" % number)
+        return activation_range(number, self.bits(out), self.zero(out), "")
 
     def kernel(self, name: str, *args: "Any") -> "Step":
         """The call to make at every invocation. The last argument holds the parameters."""

@@ -166,3 +166,15 @@ mp_obj_t softmax(mp_obj_t out, mp_obj_t x, mp_obj_t p);
 mp_obj_t lookup(mp_obj_t out, mp_obj_t x, mp_obj_t table);
 mp_obj_t pad(mp_obj_t out, mp_obj_t x, mp_obj_t p);
 mp_obj_t multipliers(size_t count, const mp_obj_t *args);
+
+// Steps of flatbuffer.Reader.
+mp_obj_t follow(mp_obj_t data, mp_obj_t at);
+mp_obj_t field(mp_obj_t data, mp_obj_t table, mp_obj_t number);
+mp_obj_t table(mp_obj_t data, mp_obj_t at, mp_obj_t number);
+mp_obj_t vector(size_t count, const mp_obj_t *args);
+mp_obj_t byte_field(size_t count, const mp_obj_t *args);
+mp_obj_t integer(size_t count, const mp_obj_t *args);
+mp_obj_t u32(mp_obj_t data, mp_obj_t at);
+mp_obj_t i32(mp_obj_t data, mp_obj_t at);
+mp_obj_t integers(mp_obj_t data, mp_obj_t at, mp_obj_t count);
+mp_obj_t tensor(mp_obj_t data, mp_obj_t table);
