@@ -180,6 +180,7 @@ def test_infer_keeps_shapes_and_raw_bytes(tmp_path):
 
 def test_help_names_every_command():
     text = agent("--help").stdout
-    for name in ("init", "run", "infer", "frame", "journal", "feedback", "model"):
+    for name in ("init", "run", "infer", "frame", "journal", "feedback", "model", "preflight"):
         assert name in text
-    assert "tap" in agent("model", "--help").stdout
+    shown = agent("model", "--help").stdout
+    assert "tap" in shown and "plan" in shown

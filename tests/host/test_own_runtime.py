@@ -6,10 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gateway_kit
 import numpy as np
 import pytest
 import tflite_kit as kit
-from test_cli_agent import agent, said, site  # noqa: F401  (site is a fixture)
+from test_cli_agent import WINDOWS, agent, said, site  # noqa: F401  (site is a fixture)
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -403,8 +404,21 @@ def test_the_running_agents_journal_is_what_a_board_would_write(
 ):
     """`edge-agent run --runtime own` journals frames; MicroPython makes them from raw windows."""
     _, device, _ = site
-    said(agent("run", "--config", device, "--runtime", "own", "--seconds", 2, "--quiet", "--json"))
     target = tmp_path / "unsent.jsonl"
+    command = ["run", "--config", str(device), "--runtime", "own", "--quiet"]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "edge_agent.cli", *command], stdout=subprocess.DEVNULL
+    )
+
+    def complete():
+        listed = agent("journal", "--config", device, "--list", "--json")
+        return listed.returncode == 0 and len(json.loads(listed.stdout)["records"]) == WINDOWS
+
+    try:
+        gateway_kit.wait_until(complete, 60, process=running)
+    finally:
+        running.terminate()
+        assert running.wait(20) == 0
     said(agent("journal", "--config", device, "--export", target, "--json"))
     written = [bytes.fromhex(json.loads(line)["frame"]) for line in target.read_text().splitlines()]
     config = Config.load(str(device))
@@ -429,5 +443,5 @@ def test_the_running_agents_journal_is_what_a_board_would_write(
         micropython, tmp_path, samples, rows, (config.agent, config.key, config.generation),
         seal=form, unsure=config.unsure_below,
     )[1]  # fmt: skip
-    assert len(found) == len(written) == 40
+    assert len(found) == len(written) == WINDOWS
     assert [f[3] for f in found] == list(written)
