@@ -36,6 +36,8 @@ def conf(config: GatewayConfig, folder: Path, listener: str = "127.0.0.1") -> st
         "# The default of 1000 drops the rest of a backlog after acknowledging it.",
         "max_queued_messages 0",
         "max_inflight_messages 200",
+        # Small packets must not wait for the next acknowledgement of TCP.
+        "set_tcp_nodelay true",
         "max_packet_size 8192",
         "persistence true",
         f"persistence_location {folder}/",
