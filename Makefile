@@ -31,7 +31,7 @@ debian:
 demo: venv
 	@$(BIN)/python -m examples.demo
 
-test: venv debian lint types core host
+test: venv debian lint types core core32 host
 
 lint: venv
 	$(BIN)/ruff check .
@@ -46,14 +46,16 @@ core: venv
 	$(BIN)/python tests/core/run.py
 	$(BIN)/micropython tests/core/run.py
 
-micropython:
+micropython: venv
 	@sh tools/micropython.sh
+	@sh tools/debian.sh qemu-system-arm qemu-system-misc
+	$(BIN)/python -m pytest -q tests/firmware
 
 natmod:
 	@sh tools/natmod.sh
 
 core32:
-	@sh tools/micropython.sh micropython32
+	@sh tools/micropython.sh mpy-cross micropython32
 	.cache/micropython/micropython32 -X heapsize=8M tests/core/run.py
 
 host: venv debian

@@ -1,19 +1,15 @@
-"""What `make micropython` built is what the measurements take it for."""
+"""What `make core32` built is what the measurements take it for."""
 
 import subprocess
-import time
 from pathlib import Path
 
-import pytest
+import toolchain
 
-BUILT = Path(__file__).resolve().parents[2] / ".cache" / "micropython"
+BUILT = toolchain.BUILT
 
 
 def product(name: str) -> Path:
-    path = BUILT / name
-    if not path.exists():
-        pytest.skip(f"{name} is not built; `make micropython` builds it")
-    return path
+    return toolchain.need(BUILT / name)
 
 
 def ask(code: str, *options: str) -> str:
@@ -49,31 +45,3 @@ def test_mpy_files_load(tmp_path: Path) -> None:
     subprocess.run([product("mpy-cross"), source, "-o", compiled], check=True)
     (tmp_path / "answer.py").unlink()
     assert ask(f"import sys; sys.path.append({str(tmp_path)!r}); import answer") == "42"
-
-
-@pytest.mark.parametrize(
-    ("firmware", "machine", "says"),
-    [
-        ("stock-m3.elf", ["qemu-system-arm", "-M", "mps2-an385", "-kernel"], "Cortex-M3"),
-        ("stock-rv32.elf", ["qemu-system-riscv32", "-M", "virt", "-bios"], "rv32imac"),
-    ],
-)
-def test_stock_firmware_boots(firmware: str, machine: list[str], says: str) -> None:
-    image = product(firmware)
-    quiet = ["-nographic", "-monitor", "none", "-semihosting"]
-    command = [*machine, str(image), *quiet]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as qemu:
-        assert qemu.stdin and qemu.stdout
-        try:
-            said = b""
-            give_up = time.monotonic() + 20
-            while b">>>" not in said and time.monotonic() < give_up:
-                said += qemu.stdout.read1(1000)
-            qemu.stdin.write(b"import sys; print(sys.maxsize, sys.implementation[2])\r")
-            qemu.stdin.flush()
-            while b"2147483647" not in said and time.monotonic() < give_up:
-                said += qemu.stdout.read1(1000)
-        finally:
-            qemu.kill()
-    assert says in said.decode()
-    assert b"2147483647" in said

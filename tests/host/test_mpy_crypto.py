@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import toolchain
 
 from edge_agent import cose
 from edge_agent.cpython.signer import HostCrypto
@@ -61,10 +62,7 @@ def on_device(interpreter: Path, jobs: list[tuple[str, list[bytes]]]) -> list[st
 
 @pytest.fixture(params=INTERPRETERS, ids=lambda name: name)
 def interpreter(request: pytest.FixtureRequest) -> Path:
-    path = INTERPRETERS[request.param]
-    if not path.exists():
-        pytest.skip(f"{path.name} is not built; `make micropython` builds it")
-    return path
+    return toolchain.need(INTERPRETERS[request.param])
 
 
 def some(rand: random.Random, longest: int) -> bytes:

@@ -10,6 +10,7 @@ import gateway_kit
 import numpy as np
 import pytest
 import tflite_kit as kit
+import toolchain
 from test_cli_agent import WINDOWS, agent, said, site  # noqa: F401  (site is a fixture)
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,10 +57,7 @@ def domain():
 
 @pytest.fixture(params=list(MICROPYTHON))
 def micropython(request):
-    path = MICROPYTHON[request.param]
-    if not path.exists():
-        pytest.skip(f"no {request.param} MicroPython")
-    return path
+    return toolchain.need(MICROPYTHON[request.param])
 
 
 def save(folder, model):

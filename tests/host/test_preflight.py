@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import tflite_kit as kit
+import toolchain
 from test_cli_agent import agent, said
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -157,8 +158,7 @@ def test_heap_by_place(zoo):
 
 
 def test_estimated_heap_is_what_a_32_bit_interpreter_holds():
-    if not (ROOT / ".cache/micropython/micropython32").exists():
-        pytest.skip("no 32-bit MicroPython: make micropython")
+    toolchain.need(toolchain.MICROPYTHON32)
     done = subprocess.run(
         [sys.executable, ROOT / "benchmarks/preflight.py", "--quick", "--check"],
         capture_output=True,

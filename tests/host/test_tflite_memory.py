@@ -4,15 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from toolchain import MICROPYTHON, need
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from tests.zoo import networks  # noqa: E402
-
-MICROPYTHON = Path(sys.executable).with_name("micropython")
-pytestmark = pytest.mark.skipif(not MICROPYTHON.exists(), reason="no MicroPython here")
 
 # Prints heap bytes held by a model beyond its file, its arena, and part of its output.
 SCRIPT = """
@@ -62,7 +59,7 @@ def measure(name, folder):
     (folder / "m.tflite").write_bytes(model)
     (folder / "m.rom").write_bytes(romfs(b"m.tflite", model))
     script = SCRIPT % (str(ROOT), str(folder / "m.tflite"), str(folder / "m.rom"))
-    command = [MICROPYTHON, "-X", "heapsize=8M", "-c", script]
+    command = [need(MICROPYTHON), "-X", "heapsize=8M", "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line.split() for line in done.stdout.splitlines()]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from toolchain import MICROPYTHON, need
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -65,9 +66,7 @@ def test_python_tier(zoo):
 
 
 def test_micropython(zoo, tmp_path):
-    micropython = Path(sys.executable).with_name("micropython")
-    if not micropython.exists():
-        pytest.skip("no MicroPython for this machine")
+    micropython = need(MICROPYTHON)
     for name, (model, feeds) in zoo.items():
         (tmp_path / (name + ".tflite")).write_bytes(model)
         (tmp_path / (name + ".in")).write_bytes(b"".join(feeds))
@@ -155,9 +154,7 @@ def test_plan_beside_the_model_is_found(zoo, tmp_path):
 
 def test_too_little_heap_is_a_model_error(zoo, tmp_path):
     """From heaps that hold the file and little more to one that is enough."""
-    micropython = Path(sys.executable).with_name("micropython")
-    if not micropython.exists():
-        pytest.skip("no MicroPython for this machine")
+    micropython = need(MICROPYTHON)
     model, feeds = zoo["network_mobilenet"]
     (tmp_path / "mobilenet.tflite").write_bytes(model)
     (tmp_path / "mobilenet.in").write_bytes(b"".join(feeds[:1]))
