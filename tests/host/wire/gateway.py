@@ -41,7 +41,7 @@ GATEWAY = b"gateway1"
 MASTER = bytes(range(32))
 BATCH = 8
 BATCH_MS = 20
-FULL = StoreError("no space left", "gateway.db", "Free some space", 28)
+NO_SPACE = ("no space left", "gateway.db", "Free some space", 28)
 
 
 class Crash(BaseException):
@@ -134,7 +134,7 @@ class Gateway:
 
         def watched() -> None:
             if self.disk_full:
-                raise FULL
+                raise StoreError(*NO_SPACE)
             self.step("before-commit")
             commit()
             self._look()
