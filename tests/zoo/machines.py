@@ -11,6 +11,7 @@ the machine's time, and `TICKS` reads a timer of it.
 Needs tools/micropython.sh stock-m3.elf stock-rv32.elf mpy-cross.
 """
 
+import functools
 import os
 import select
 import shutil
@@ -99,6 +100,7 @@ def romfs(files: "dict[str, bytes]") -> bytes:
     return b"\xd2\xcd\x31" + _number(len(body)) + body
 
 
+@functools.cache
 def compiled(source: bytes, name: str, arch: str) -> bytes:
     """Bytecode of a Python file, with native code for `arch` where it asks for that."""
     with tempfile.TemporaryDirectory() as place:

@@ -151,7 +151,7 @@ static APART void single(
             sums[0] = one(x, zi, w, k, sums[0]);
         }
         for (int j = 0; j < many; j++, mul += per, shift += per) {
-            *out++ = clamp(scaled(sums[j], *mul, *shift) + zo, lo, hi);
+            *out++ = output(scaled(sums[j], *mul, *shift), zo, lo, hi);
         }
         c += many;
         w += many * k;

@@ -129,8 +129,8 @@ mp_obj_t depthwise_conv_2d(size_t count, const mp_obj_t *args) {
                         walk.w_row = (kw - walk.columns) * oc;
                         if (many == 1) {
                             int32_t sum = one_channel(start, weights, &walk, zi, bias[c]);
-                            sum = scaled(sum, mul[c * per], shift[c * per]) + range.zero;
-                            *o = clamp(sum, range.lo, range.hi);
+                            sum = scaled(sum, mul[c * per], shift[c * per]);
+                            *o = output(sum, range.zero, range.lo, range.hi);
                             continue;
                         }
                         for (int j = 0; j < 4; j++) {

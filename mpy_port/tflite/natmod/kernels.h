@@ -47,9 +47,10 @@ INLINE int32_t high_mul(int32_t a, int32_t b) {
     #endif
 }
 
-// x / 2^n to nearest, ties away from zero; 0 <= n <= 31.
+// x / 2^n to nearest, ties away from zero; 0 <= n <= 31. Without a sum that could wrap.
 INLINE int32_t shift_right(int32_t x, int n) {
-    return (x + ((x & -n) >> 31) + (int32_t)((1u << n) >> 1)) >> n;
+    uint32_t mask = (1u << n) - 1, rest = (uint32_t)x & mask;
+    return (x >> n) + (rest > (mask >> 1) + (x < 0));
 }
 
 // x * m / 2^31 * 2^shift with the two roundings of the reference kernels.
@@ -63,6 +64,11 @@ INLINE int32_t scaled(int32_t x, int32_t m, int shift) {
 INLINE int32_t clamp(int32_t v, int32_t lo, int32_t hi) {
     v = v < lo ? lo : v;
     return v > hi ? hi : v;
+}
+
+// v + zero, clamped; any v.
+INLINE int32_t output(int32_t v, int32_t zero, int32_t lo, int32_t hi) {
+    return clamp(v, lo - zero, hi - zero) + zero;
 }
 
 // What turns a channel's sum into its output. `start`: bias, with the zero point folded in.

@@ -70,7 +70,7 @@ static void pairwise(const mp_obj_t *args, int sum) {
                     } else {
                         v *= u;
                     }
-                    *out++ = clamp(scaled(v, m, s) + zo, lo, hi);
+                    *out++ = output(scaled(v, m, s), zo, lo, hi);
                 }
             }
         }
@@ -105,7 +105,7 @@ mp_obj_t mean(mp_obj_t out_in, mp_obj_t x_in, mp_obj_t p_in) {
                         total += *from;
                     }
                 }
-                *out++ = clamp(scaled(total - bias, p[7], p[8]) + p[6], -128, 127);
+                *out++ = output(scaled(total - bias, p[7], p[8]), p[6], -128, 127);
             }
         }
     }
