@@ -261,7 +261,7 @@ REAL_SAVE = journal_log.save
         (journal_log, "save", lambda store, state, slot: REAL_SAVE(store, state, 0)),
         (journal_log.Log, "save", sweep_first),
         (State, "encode", without_frees),
-        (journal_start, "_finish", lambda state: None),
+        (journal_start, "_finish", lambda state, low: None),
         (journal_start, "read_tail", believe_the_tail),
         (segment.Segment, "floor", lambda self: self.last),
     ],

@@ -15,6 +15,7 @@ from edge_agent.cpython.store import FileStore
 from edge_agent.errors import StoreError
 from edge_agent.interfaces import Entropy
 from edge_agent.journal import Journal
+from edge_agent.journal_state import SKIPPED
 
 
 class Random(Entropy):
@@ -144,7 +145,8 @@ def test_a_writer_that_is_killed_loses_nothing_it_had_reported(tmp_path):
     assert all(data == b"%010d" % seq * 20 for seq, data in there.items())
     assert journal.boot == 5
     assert journal.next_seq > max(there)
-    assert journal.drops == {}
+    # Numbers that a torn tail may have held are skipped; no record had them.
+    assert set(journal.drops) <= {SKIPPED}
 
 
 @contextlib.contextmanager
