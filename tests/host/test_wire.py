@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 from wire.gateway import STEPS
 from wire.world import LABELS, World
 
-EXAMPLES = int(os.environ.get("WIRE_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("WIRE_EXAMPLES", "200"))
 STEPS_MAX = int(os.environ.get("WIRE_STEPS", "40"))
 
 pick = st.integers(0, 7)
@@ -152,6 +152,15 @@ class Fate(RuleBasedStateMachine):
     def flash_full(self, d, blocks):
         self.device(d).flash.capacity = blocks
 
+    @rule(d=pick, which=pick, where=st.integers(0, 4095))
+    def bit_rot(self, d, which, where):
+        self.world.bit_rot(self.device(d), which, where)
+
+    @rule(d=pick, utc_s=st.sampled_from([0, 1, 1_800_000_000, 4_100_000_000]))
+    def clock(self, d, utc_s):
+        """Not set, 1970, about right, 2099."""
+        self.device(d).clock_says = lambda: utc_s
+
     @rule(d=pick)
     def reflash(self, d):
         self.world.reflash(self.device(d))
@@ -209,6 +218,12 @@ class Fate(RuleBasedStateMachine):
     @rule(d=pick)
     def rotate(self, d):
         self.world.rotate(self.device(d))
+
+    @precondition(lambda self: len(self.world.devices) > 1)
+    @rule(d=st.integers(0, 30))
+    def revoke(self, d):
+        if d < 2:  # seldom: it ends the story of that device
+            self.world.revoke(self.device(d))
 
     @rule(d=pick, window=st.integers(1, 8), batch=st.integers(1, 8))
     def cfg(self, d, window, batch):

@@ -10,6 +10,7 @@ from array import array
 from collections.abc import Callable
 from random import Random
 from typing import Any
+from unittest import mock
 
 from sim_flash import SimFlash
 
@@ -21,6 +22,7 @@ from edge_agent.effects import Append, Connect, Disconnect, Event, Free, Publish
 from edge_agent.errors import StoreError
 from edge_agent.interfaces import ModelOutput, Window
 from edge_agent.journal import Ref
+from edge_agent.journal_state import State
 from edge_agent.segment import HEADER_BYTES, walk
 from wire.board import Clock, Dark, Mains, Model, Seeded
 from wire.ledger import Ledger, Memory
@@ -127,8 +129,11 @@ class Device:
         config = Config.from_json(self.settings)
 
         def start() -> None:
-            driver = Driver(self, board, config, self.world.domain)
-            self._watch_drops(driver.journal)
+            drop = self._watched(State.drop)
+            with mock.patch.object(State, "drop", drop):
+                driver = Driver(self, board, config, self.world.domain)
+            state = driver.journal._s
+            state.drop = lambda *values: drop(state, *values)
             self.take_stock(driver)
             self._batch = {}
             self.boots += 1
@@ -137,16 +142,15 @@ class Device:
 
         self.guard(start)
 
-    def _watch_drops(self, journal: Any) -> None:
-        state = journal._s
-        drop = state.drop
+    def _watched(self, drop: Callable[..., None]) -> Callable[..., None]:
+        """State.drop that tells our memory what it was called for."""
 
-        def watched(reason: int, count: int, first: int = 0, last: int = 0) -> None:
+        def watched(state: Any, reason: int, count: int, first: int = 0, last: int = 0) -> None:
             if count > 0:
                 self.memory.drops.append((reason, count, first, last))
-            drop(reason, count, first, last)
+            drop(state, reason, count, first, last)
 
-        state.drop = watched
+        return watched
 
     def take_stock(self, driver: Driver) -> None:
         """What the journal shows after start-up is on the flash, sync returned or not."""
@@ -287,10 +291,15 @@ class Device:
         """Whether two flashes with a common past have existed for this agent."""
         return self.agent in self.world.copied
 
+    def ambiguous(self) -> bool:
+        """Whether this agent gave out a number twice, under one journal id or two."""
+        return self.copied() or self.agent in self.world.wiped
+
     def greets_for(self, journal: bytes) -> bool:
-        """Whether the device still says hello for this journal id."""
-        driver = self.driver
-        return driver is not None and journal in [h[0] for h in driver.journal.held()]
+        """Whether the gateway still hears hellos for this journal id."""
+        if self.driver is None or self.world.gateway.revoked(self.agent):
+            return False
+        return journal in [h[0] for h in self.driver.journal.held()]
 
     def quiet(self) -> bool:
         """Nothing left to bring to the gateway, or only what it will never take."""
@@ -318,6 +327,10 @@ class Device:
 
     def drops(self) -> dict[int, int]:
         return self.driver.journal.drops if self.driver is not None else {}
+
+    def told(self) -> list[tuple[int, int]]:
+        """Ranges of numbers that the journal called dropped; a hello has room for eight."""
+        return [(first, last) for _, _, first, last in self.memory.drops]
 
     def _stock(self) -> dict[tuple[bytes, bytes, int], bytes]:
         if self.driver is None:

@@ -16,15 +16,17 @@ SQLite's own promise, that a commit which returned survives the loss of power, i
 tested here: `synchronous` is off, because this process does not lose power.
 """
 
-import gc
 import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
+import gateway.custody
 import gateway.mqtt
 from edge_agent import frame as wire_format
 from edge_agent.errors import StoreError
@@ -120,7 +122,13 @@ class Gateway:
         self._flush_at: int | None = None
         self._seen_row = 0
         self.sent: list[tuple[str, bytes]] = []
-        gateway.mqtt._wall_ms = world.utc_ms  # type: ignore[assignment]
+        self._patches = [
+            mock.patch.object(gateway.mqtt, "_wall_ms", world.utc_ms),
+            # Merge often: in a world there are a few hundred rows, not millions.
+            mock.patch.object(gateway.custody, "MERGE_ROWS", 24),
+        ]
+        for patch in self._patches:
+            patch.start()
         self.start()
 
     # -- process --------------------------------------------------------------------
@@ -183,7 +191,8 @@ class Gateway:
         if self.up:
             self.up = False
             self._close()
-        gc.collect(0)
+        while self._patches:
+            self._patches.pop().stop()
 
     def backup(self) -> None:
         copy = self.folder / f"backup-{len(self.backups)}.db"
@@ -303,15 +312,21 @@ class Gateway:
     def rotate(self, agent: bytes) -> None:
         device = self.registry.device(agent)
         assert device is not None
-        # `edge-gateway rotate` is a process of its own: the crash is not for it.
-        crash_at, self.crash_at = self.crash_at, None
-        self.registry.rotate(device, self.world.utc_ms())
-        self.crash_at = crash_at
+        with self._operator():
+            self.registry.rotate(device, self.world.utc_ms())
 
     def revoke(self, agent: bytes) -> None:
         device = self.registry.device(agent)
         assert device is not None
-        self.registry.revoke(device, self.world.utc_ms())
+        with self._operator():
+            self.registry.revoke(device, self.world.utc_ms())
+
+    @contextmanager
+    def _operator(self) -> Iterator[None]:
+        """`edge-gateway rotate` is a process of its own: the crash is not for it."""
+        crash_at, self.crash_at = self.crash_at, None
+        yield
+        self.crash_at = crash_at
 
     def generation(self, agent: bytes) -> int:
         device = self.registry.device(agent)

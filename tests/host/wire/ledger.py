@@ -34,12 +34,15 @@ class Memory:
         self.drops: list[tuple[int, int, int, int]] = []
         # What the agent set aside because the gateway refused it, and the reason.
         self.refused: dict[Identity, int] = {}
+        # Whether a byte of it was damaged.
+        self.rotten = False
 
     def copy(self) -> "Memory":
         other = Memory()
         other.content = dict(self.content)
         other.drops = list(self.drops)
         other.refused = dict(self.refused)
+        other.rotten = self.rotten
         return other
 
 
@@ -121,7 +124,7 @@ class Ledger:
             elif frame in self.restored_away and not any(d.waits(identity, frame) for d in homes):
                 if reported(identity):
                     ends["lost"] += 1
-                elif homes[0].copied() or not homes[0].greets_for(identity[1]):
+                elif homes[0].ambiguous() or not homes[0].greets_for(identity[1]):
                     # Both ends went back in time and numbers were given out twice; or the
                     # device has a new journal id and names the old one no more.
                     ends["lost, not reported"] += 1
@@ -168,7 +171,10 @@ class Ledger:
         return end
 
     def _dropped(self, device: Any, identities: list[Identity]) -> None:
-        counted = sum(n for reason, n in device.drops().items() if reason not in (0, 4))
+        # A damaged byte in what was synced last looks like a torn write, in which numbers
+        # are skipped: nobody can tell the two apart.
+        silent = (4,) if device.memory.rotten else (0, 4)
+        counted = sum(n for reason, n in device.drops().items() if reason not in silent)
         if len(identities) > counted:
             self.fail(
                 "%s has no word on %d records and counts %d drops: %r",
@@ -177,6 +183,7 @@ class Ledger:
                 counted,
                 identities[:5],
             )
+        told = device.told()
         for _, _, seq in identities:
-            if not any(first <= seq <= last for _, _, first, last in device.memory.drops):
+            if not any(first <= seq <= last for first, last in told):
                 self.fail("no drop report of %s covers seq %d", device.name, seq)

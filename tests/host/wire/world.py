@@ -98,6 +98,8 @@ class World:
         self.devices: list[Device] = []
         # Agents of which two flashes with a common past have existed.
         self.copied: set[bytes] = set()
+        # Agents whose numbers began again with 1.
+        self.wiped: set[bytes] = set()
         # Whether messages of one device may have overtaken each other or come from the
         # past, which no broker that keeps to the standard does.
         self.rough = False
@@ -233,6 +235,7 @@ class World:
 
     def reflash(self, device: Device) -> None:
         """The flash is wiped: what it held is gone, and so is its journal id."""
+        self.wiped.add(device.agent)
         device.die(None)
         device.flash = SimFlash(self.rng.randrange(1 << 30))
         device.memory = Memory()
@@ -264,6 +267,11 @@ class World:
         twin.boot()
         return twin
 
+    def revoke(self, device: Device) -> None:
+        """From now on the gateway believes nothing of this device and its copies."""
+        if self.gateway.up and not self.gateway.disk_full:
+            self.gateway.revoke(device.agent)
+
     def rotate(self, device: Device) -> None:
         """A new key generation: enrolled again, the device restarts with it."""
         if not self.gateway.up or self.gateway.disk_full or self.gateway.revoked(device.agent):
@@ -288,6 +296,16 @@ class World:
         self.rough = True
         self.broker.shuffle("gateway")
         self.broker.shuffle(device.agent.hex())
+
+    def bit_rot(self, device: Device, which: int, where: int) -> None:
+        """A byte of a journal segment changes, as worn flash does it."""
+        segments = sorted(n for n in device.flash.files if n[:2] in ("0-", "1-", "2-"))
+        if segments:
+            name = segments[which % len(segments)]
+            size = len(device.flash.files[name].data)
+            if size:
+                device.memory.rotten = True
+                device.flash.flip(name, where % size, 1 << where % 8)
 
     def replay_down(self, device: Device, which: int) -> None:
         """Somebody who heard them plays an old message to the device again."""
