@@ -6,6 +6,7 @@ WIRE_STEPS in the environment make it look longer.
 """
 
 import os
+from collections import Counter
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -19,10 +20,11 @@ from hypothesis.stateful import (
 from wire.gateway import STEPS
 from wire.world import LABELS, World
 
-EXAMPLES = int(os.environ.get("WIRE_EXAMPLES", "200"))
+EXAMPLES = int(os.environ.get("WIRE_EXAMPLES", "400"))
 STEPS_MAX = int(os.environ.get("WIRE_STEPS", "40"))
 
 pick = st.integers(0, 7)
+labels_seen = st.lists(st.integers(0, len(LABELS) - 1), min_size=1, max_size=12)
 short_ms = st.integers(1, 3000)
 long_ms = st.sampled_from([5_000, 30_000, 120_000, 900_000])
 
@@ -46,6 +48,9 @@ KINDS = {
 }
 
 
+ENDS: "Counter[str]" = Counter()  # of all records of all worlds, see wire/ledger.py
+
+
 class Fate(RuleBasedStateMachine):
     """One world. `d` picks a device, whichever there are."""
 
@@ -54,8 +59,9 @@ class Fate(RuleBasedStateMachine):
         devices=st.integers(1, 2),
         kind=st.sampled_from(sorted(KINDS)),
         rough=st.booleans(),
+        labels=labels_seen,
     )
-    def begin(self, seed, devices, kind, rough):
+    def begin(self, seed, devices, kind, rough, labels):
         # Either messages overtake each other, or flashes are copied. Both at once is more
         # than is promised: an old frame of one copy, delivered late, is acknowledged to
         # the other.
@@ -64,24 +70,30 @@ class Fate(RuleBasedStateMachine):
         self.images = []
         self.cfg_version = 0
         self.world.run(1000)
+        self.observe(0, labels)
+
+    def observe(self, d, labels):
+        for label in labels:
+            self.device(d).observe(label)
+            self.world.run(50)
 
     def device(self, d):
         return self.world.devices[d % len(self.world.devices)]
 
     # -- what devices do
 
-    @rule(d=pick, labels=st.lists(st.integers(0, len(LABELS) - 1), min_size=1, max_size=12))
+    @rule(d=pick, labels=labels_seen)
     def outcomes(self, d, labels):
-        for label in labels:
-            self.device(d).observe(label)
-            self.world.run(50)
+        self.observe(d, labels)
 
     @rule(d=pick, which=pick, result=st.integers(0, 1))
     def feedback(self, d, which, result):
         self.world.feedback(self.device(d), which, result, 1)
 
-    @rule(ms=short_ms)
-    def moments(self, ms):
+    @rule(ms=short_ms, labels=labels_seen)
+    def moments(self, ms, labels):
+        for d in range(len(self.world.devices)):
+            self.observe(d, labels)
         self.world.run(ms)
 
     @rule(ms=long_ms)
@@ -140,9 +152,10 @@ class Fate(RuleBasedStateMachine):
 
     # -- flash and power
 
-    @rule(d=pick, writes=st.integers(0, 12))
-    def power_cut_at_a_write(self, d, writes):
+    @rule(d=pick, writes=st.integers(0, 12), labels=labels_seen)
+    def power_cut_at_a_write(self, d, writes, labels):
         self.device(d).cut_power_at(writes)
+        self.observe(d, labels)
 
     @rule(d=pick)
     def power_cut_now(self, d):
@@ -245,7 +258,7 @@ class Fate(RuleBasedStateMachine):
         try:
             if world.ledger.failed is not None:
                 raise world.ledger.failed
-            world.settle()
+            ENDS.update(world.settle())
         finally:
             world.close()
 
@@ -265,4 +278,10 @@ PROFILE = settings(
 
 
 def test_every_record_has_a_good_end():
+    ENDS.clear()
     run_state_machine_as_test(Fate, settings=PROFILE)
+    print(dict(ENDS))
+    # It would prove little if nothing had happened.
+    assert ENDS["delivered"] > 10 * EXAMPLES
+    if EXAMPLES >= 200:
+        assert set(ENDS) >= {"delivered", "conflict", "dropped", "destroyed", "lost"}

@@ -121,6 +121,7 @@ class Gateway:
         self._mid = 0
         self._flush_at: int | None = None
         self._seen_row = 0
+        self._failures = 0
         self.sent: list[tuple[str, bytes]] = []
         self._patches = [
             mock.patch.object(gateway.mqtt, "_wall_ms", world.utc_ms),
@@ -291,13 +292,15 @@ class Gateway:
             return
         try:
             self.edge._flush()
+            self._failures = 0
         except Crash:
             self.crash()
         except StoreError:
-            # As Bridge.run does: drop the connection, come again later.
+            # As Bridge.run does: drop the connection, come again later, and later still.
             self.edge._drop()
             self.hang_up()
-            self._connect_later(1000)
+            self._failures += 1
+            self._connect_later(min(60_000, 500 << min(self._failures, 7)))
 
     def merge(self) -> None:
         """What an idle gateway does now and then."""
