@@ -114,21 +114,35 @@ class Reader:
         """int32 elements of a vector that has been checked."""
         return tuple([self.i32(at + 4 * k) for k in range(count)])
 
-    def tensor(self, table: int) -> "tuple[int, ...]":
-        """What a tensor's table and that of its quantisation hold.
+    def tensor(self, table: int, buffers: int, count: int) -> "tuple[int, ...]":
+        """What a tensor's table, that of its quantisation, and its buffer hold.
 
-        Position and length of its shape, type, buffer, whether it is variable, whether it is
+        buffers: position of the vector of buffers, which has `count` of them.
+
+        Position and length of its shape, type, whether it is variable, whether it is
         sparse, external buffer, then position and length of its scales, of its zero
-        points, and the quantised dimension.
+        points, the quantised dimension, position and length of its data, the first
+        scale's bits and the first zero point.
         """
-        shape, kind, buffer = self.vector(table, 0, 4), self.byte(table, 1), self.integer(table, 2)
+        shape, number = self.vector(table, 0, 4), self.integer(table, 2)
         odd = (self.byte(table, 5), self.field(table, 6), self.integer(table, 10))
+        scales, zeros, axis, data = (0, 0), (0, 0), 0, (0, 0)
         quantisation = self.table(table, 4)
-        if not quantisation:
-            return shape + (kind, buffer) + odd + (0, 0, 0, 0, 0)
-        scales, zeros = self.vector(quantisation, 2, 4), self.vector(quantisation, 3, 8)
-        axis = self.integer(quantisation, 6)
-        return shape + (kind, buffer) + odd + scales + zeros + (axis,)
+        if quantisation:
+            scales, zeros = self.vector(quantisation, 2, 4), self.vector(quantisation, 3, 8)
+            axis = self.integer(quantisation, 6)
+        if number:
+            if not 0 < number < count:
+                raise self.fail("buffer %d of %d" % (number, count))
+            buffer = self.follow(buffers + 4 * number)
+            offset = self.field(buffer, 1)
+            if offset and self.i64(offset) > 1:
+                raise self.fail("data outside the FlatBuffer is not supported")
+            data = self.vector(buffer, 0, 1)
+        first = self.u32(scales[0]) if scales[1] else 0
+        zero = self.i64(zeros[0]) if zeros[1] else 0
+        kind = self.byte(table, 1)
+        return shape + (kind,) + odd + scales + zeros + (axis,) + data + (first, zero)
 
     def text(self, table: int, number: int) -> str:
         """A text field cut to 48 characters that are safe to print."""
@@ -146,6 +160,7 @@ class Tensor:
     shape: tuple of positive dimensions.  count: elements.  size: bytes.
     data: view of the model for constants, None for what is computed.
     scales, zeros: (position, count) of the quantisation vectors.  axis: quantised dimension.
+    scale_bits, zero_point: the first of each; 0 when there is none.
     """
 
     def __init__(self, index: int, shape: "tuple[int, ...]", kind: int) -> None:
@@ -160,6 +175,7 @@ class Tensor:
         self.scales = (0, 0)
         self.zeros = (0, 0)
         self.axis = 0
+        self.scale_bits = self.zero_point = 0
 
 
 class Operator:
@@ -268,13 +284,10 @@ class Graph:
         """The tensor, read on first use. ModelError when it cannot be held."""
         found = self.tensors.get(index)
         if found is None:
-            before = self.reader.where
-            self.reader.where = "tensor %d" % index
             try:
                 found = self._read_tensor(index)
             except ModelError as error:
                 raise ModelError(error.what, self.where(index), error.fix)
-            self.reader.where = before
             self.tensors[index] = found
         return found
 
@@ -292,10 +305,10 @@ class Graph:
         return "tensor %d (%s)" % (index, name) if name else "tensor %d" % index
 
     def _read_tensor(self, index: int) -> Tensor:
+        """The caller puts the tensor's name into errors."""
         r = self.reader
-        at, rank, kind, buffer, variable, sparse, external, *rest = r.tensor(
-            r.follow(self._tensors + 4 * index)
-        )
+        found = r.tensor(r.follow(self._tensors + 4 * index), self._buffers, self._buffer_count)
+        at, rank, kind, variable, sparse, external = found[:6]
         if rank > MAX_RANK:
             raise r.fail("%d dimensions, at most %d are supported" % (rank, MAX_RANK))
         shape = r.integers(at, rank)
@@ -303,7 +316,7 @@ class Graph:
             if shape[k] < 1:
                 raise ModelError(
                     "dynamic or empty shape (dimension %d is %d)" % (k, shape[k]),
-                    r.where,
+                    "",
                     "Convert the model with a fixed batch size and input shape",
                 )
         tensor = Tensor(index, shape, kind)
@@ -312,33 +325,23 @@ class Graph:
 
             raise ModelError(
                 type_name(kind) + " is not supported",
-                r.where,
+                "",
                 "Convert the model with full int8 quantisation",
             )
         if variable:
-            raise ModelError("variable tensors are not supported", r.where)
+            raise ModelError("variable tensors are not supported", "")
         if sparse:
-            raise ModelError("sparse tensors are not supported", r.where)
+            raise ModelError("sparse tensors are not supported", "")
         if external:
-            raise ModelError("external buffers are not supported", r.where)
-        tensor.scales = rest[0], rest[1]
-        tensor.zeros = rest[2], rest[3]
-        tensor.axis = rest[4]
-        if buffer:
-            self._find_data(tensor, buffer)
+            raise ModelError("external buffers are not supported", "")
+        tensor.scales, tensor.zeros = (found[6], found[7]), (found[8], found[9])
+        tensor.axis = found[10]
+        tensor.scale_bits, tensor.zero_point = found[13], found[14]
+        if found[12]:
+            self._set_data(tensor, found[11], found[12])
         return tensor
 
-    def _find_data(self, tensor: Tensor, number: int) -> None:
-        r = self.reader
-        if not 0 < number < self._buffer_count:
-            raise r.fail("buffer %d of %d" % (number, self._buffer_count))
-        table = r.follow(self._buffers + 4 * number)
-        offset = r.field(table, 1)
-        if offset and r.i64(offset) > 1:
-            raise ModelError("data outside the FlatBuffer is not supported", r.where)
-        at, length = r.vector(table, 0, 1)
-        if not length:
-            return
+    def _set_data(self, tensor: Tensor, at: int, length: int) -> None:
         if length != tensor.size:
-            raise r.fail("%d bytes of data for %d" % (length, tensor.size))
-        tensor.data = r.data[at : at + length]
+            raise self.reader.fail("%d bytes of data for %d" % (length, tensor.size))
+        tensor.data = self.reader.data[at : at + length]

@@ -13,7 +13,7 @@ The input's memory is reused while the model runs: write it before every invocat
 from . import kernels, planner
 from .errors import ModelError
 from .flatbuffer import FLOAT32, UINT8, Graph, Reader
-from .memory import allocate, collect_as_before, collect_often, raw, signed
+from .memory import allocate, collect, collect_as_before, collect_often, raw, signed
 from .op_resolver import missing, prepare
 
 TYPE_CHECKING = False
@@ -43,11 +43,8 @@ class TensorInfo:
         if tensor.scales[1] == 1:
             import struct
 
-            r = graph.reader
-            self.scale_bits = r.u32(tensor.scales[0])
+            self.scale_bits, self.zero_point = tensor.scale_bits, tensor.zero_point
             self.scale = struct.unpack("<f", self.scale_bits.to_bytes(4, "little"))[0]
-            if tensor.zeros[1]:
-                self.zero_point = r.i64(tensor.zeros[0])
 
 
 class Interpreter:
@@ -76,19 +73,31 @@ class Interpreter:
             model = model.__fspath__()
         if isinstance(model, str):
             model, plan = read_files(model, plan)
+        modules = kernels.load(tier)
+        reader = getattr(modules[0], "Reader", None)
+        if reader is not None:
+            # It leaves little garbage: collecting often would take longer than loading.
+            self._open(model, modules, reader, plan, arena_limit)
+            return
         before = collect_often()
         try:
-            self._open(model, tier, plan, arena_limit)
+            self._open(model, modules, Reader, plan, arena_limit)
         finally:
             collect_as_before(before)
 
-    def _open(self, model: "Any", tier: "str | None", plan: "Any", arena_limit: int) -> None:
-        modules = kernels.load(tier)
+    def _open(
+        self,
+        model: "Any",
+        modules: "list[Any]",
+        reader: "type[Reader]",
+        plan: "Any",
+        arena_limit: int,
+    ) -> None:
         self.tier = kernels.tier_name(modules[0])
         self.planned = plan is not None
         self.arena_bytes = 0
         try:
-            graph = Graph(model, getattr(modules[0], "Reader", Reader))
+            graph = Graph(model, reader)
             lacking = missing(graph)
             if lacking:
                 raise ModelError(
@@ -109,6 +118,7 @@ class Interpreter:
             raise ModelError(
                 "the arena needs %d bytes, the limit is %d" % (self.arena_bytes, limit), "model"
             )
+        collect()
         self._arena = allocate(self.arena_bytes)
         places = {}
         for k in range(len(layout.owners)):

@@ -37,6 +37,12 @@ class _Length:
         return iter(())
 
 
+def collect() -> None:
+    """Collect now; CPython has no need."""
+    if not _CAST:
+        gc.collect()
+
+
 def collect_often() -> int:
     """Collect every COLLECT_EVERY bytes from now on; what to give to `collect_as_before`."""
     threshold = getattr(gc, "threshold", None)  # CPython has none, and no need

@@ -66,9 +66,10 @@ def prepare(
     ModelError names the operator or the tensor.
     """
     call = Call(graph, op, modules, view)
+    graph.reader.where = ""  # names take long to make; only errors get them
     try:
         return OPERATORS[op.code](call)
     except ModelError as error:
-        if error.where == "operator %d" % op.index:
+        if not error.where:
             raise ModelError(error.what, call.where(), error.fix)
         raise

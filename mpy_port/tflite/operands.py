@@ -30,7 +30,6 @@ class Call:
         self.op = op
         self.modules = modules
         self.view = view
-        graph.reader.where = "operator %d" % op.index
 
     def fail(self, what: str, fix: str = "") -> ModelError:
         return ModelError(what, self.where(), fix)
@@ -99,10 +98,10 @@ class Call:
 
     def bits(self, tensor: Tensor) -> int:
         """Bits of the one scale of a tensor; ModelError when there is none or it is unusable."""
-        at, count = tensor.scales
+        count = tensor.scales[1]
         if count != 1:
             raise ModelError("%d scales, needed is 1" % count, self.graph.where(tensor.index))
-        found = self.graph.reader.u32(at)
+        found = tensor.scale_bits
         if not parts(found)[0]:
             # Names are read only for errors: that takes longer than all the rest.
             scale_parts(found, self.graph.where(tensor.index))
@@ -113,10 +112,10 @@ class Call:
 
     def zero(self, tensor: Tensor) -> int:
         """The zero point, inside the range of the type; 0 when there is none."""
-        at, count = tensor.zeros
+        count = tensor.zeros[1]
         if not count:
             return 0
-        value = self.graph.reader.i64(at)
+        value = tensor.zero_point
         low = 0 if tensor.kind == UINT8 else -128
         if count != 1 or not low <= value <= low + 255:
             raise ModelError(

@@ -106,6 +106,8 @@ class Reader(PlainReader):
         found: tuple[int, ...] = self._tuple(_module.integers(self.data, at, count))
         return found
 
-    def tensor(self, table: int) -> "tuple[int, ...]":
-        found: tuple[int, ...] = self._tuple(_module.tensor(self.data, table))
+    def tensor(self, table: int, buffers: int, count: int) -> "tuple[int, ...]":
+        found: tuple[int, ...] | None = _module.tensor(self.data, table, buffers, count)
+        if found is None:
+            return PlainReader.tensor(self, table, buffers, count)  # says what is wrong
         return found

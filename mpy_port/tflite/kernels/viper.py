@@ -9,9 +9,9 @@ are copied as words t = x - ZI, nothing where they leave the input, with their s
 
     sum of (x - ZI) * w  =  sum of t * W  -  128 * sum of t
 
-Depthwise, where a window serves one filter, the filter's taps become words instead, and the
-zero point goes into the bias. The first three locals of a viper function live in registers:
-they are the operands of the inner loops.
+Depthwise, where a window serves one filter, one channel's input is copied with its padding,
+the filter's taps become words, and the zero point goes into the bias. The first three locals
+of a viper function live in registers: they are the operands of the inner loops.
 
 Words have 32 or 64 bits. A 32-bit load does not extend the sign where words have 64; there
 `((v & mask) ^ sign) - sign` does. Only layers whose sums cannot wrap are done here (`_tame`):
@@ -234,8 +234,10 @@ def fully_connected(
 @micropython.viper
 def _depthwise(
     x: ptr8,
-    taps: ptr32,
     acc: int,
+    taps: ptr32,
+    plane: ptr8,
+    images: ptr8,
     w: ptr8,
     out: ptr8,
     bias: ptr32,
@@ -243,7 +245,7 @@ def _depthwise(
     shift: ptr8,
     p: ptr32,
 ):
-    """A whole layer, channel by channel. taps: room for one filter's words."""
+    """A whole layer, channel by channel. taps, plane: room for a filter and an input plane."""
     sign = 1
     sign = sign << 31
     if sign < 0:
@@ -260,18 +262,15 @@ def _depthwise(
     kh = p[_KH]
     kw = p[_KW]
     sw = p[_SW]
-    dh = p[_DH]
     dw = p[_DW]
     oc = p[_OC]
-    fc = p[_FC]
     per = p[_PER]
-    last_y = ih - (kh - 1) * dh
-    last_x = iw - (kw - 1) * dw
-    column = dw * ic
-    row = dh * iw * ic
-    twice = column + column
-    back = row - column * kw
-    images = int(x)
+    width = (p[_OW] - 1) * sw + (kw - 1) * dw + 1
+    height = (p[_OH] - 1) * p[_SH] + (kh - 1) * p[_DH] + 1
+    row = p[_DH] * width
+    nine = 0
+    if kh == 3 and kw == 3 and dw == 1:
+        nine = 1
     weights = int(taps)
     turn = 0
     c = 0
@@ -287,69 +286,77 @@ def _depthwise(
             taps = ptr32(int(taps) + 4)
             x = ptr8(int(x) + oc)
             n -= 1
-        plain = (bias[c] ^ sign) - sign
-        start = plain - zi * total
+        if nine:
+            taps = ptr32(weights)
+            t0 = taps[0]
+            t1 = taps[1]
+            t2 = taps[2]
+            t3 = taps[3]
+            t4 = taps[4]
+            t5 = taps[5]
+            t6 = taps[6]
+            t7 = taps[7]
+            t8 = taps[8]
+        start = ((bias[c] ^ sign) - sign) - zi * total
         high = mul[c * per]
         low = high & 65535
         high = high >> 16
         right = 256 - shift[c * per]
         half = 1 << (right - 1)
         o = ptr8(int(out) + c)
-        image = images
+        image = int(images)
         batch = p[_N]
         while batch > 0:
             batch -= 1
-            y0 = 0 - p[_PH]
+            # The channel's input with its padding, as bytes offset by 128.
+            if turn == 0 or p[_N] > 1:
+                to = plane
+                y = 0 - p[_PH]
+                n = height
+                while n > 0:
+                    at = 0 - p[_PW]
+                    x = ptr8(image + (y * iw + at) * ic)
+                    acc = width
+                    if y < 0 or y >= ih:
+                        at = iw
+                    while acc > 0:
+                        v = zi
+                        if at >= 0 and at < iw:
+                            v = x[0] ^ 128
+                        to[0] = v
+                        to = ptr8(int(to) + 1)
+                        x = ptr8(int(x) + ic)
+                        at += 1
+                        acc -= 1
+                    y += 1
+                    n -= 1
+            image += ih * iw * ic
+            line = int(plane)
             oh = p[_OH]
             while oh > 0:
-                inside = 0
-                if y0 >= 0 and y0 < last_y:
-                    inside = 1
-                x0 = 0 - p[_PW]
+                first = line
                 n = p[_OW]
                 while n > 0:
-                    x = ptr8(image + (y0 * iw + x0) * ic)
-                    taps = ptr32(weights)
-                    ky = kh
-                    if inside and x0 >= 0 and x0 < last_x:
-                        acc = start
-                        if kw == 3:
-                            while ky > 0:
-                                acc += (x[0] ^ 128) * taps[0]
-                                acc += (x[column] ^ 128) * taps[1]
-                                acc += (x[twice] ^ 128) * taps[2]
-                                x = ptr8(int(x) + row)
-                                taps = ptr32(int(taps) + 12)
-                                ky -= 1
-                        else:
-                            while ky > 0:
-                                kx = kw
-                                while kx > 0:
-                                    acc += (x[0] ^ 128) * taps[0]
-                                    x = ptr8(int(x) + column)
-                                    taps = ptr32(int(taps) + 4)
-                                    kx -= 1
-                                x = ptr8(int(x) + back)
-                                ky -= 1
+                    x = ptr8(first)
+                    if nine:
+                        acc = start + x[0] * t0 + x[1] * t1 + x[2] * t2
+                        x = ptr8(int(x) + row)
+                        acc += x[0] * t3 + x[1] * t4 + x[2] * t5
+                        x = ptr8(int(x) + row)
+                        acc += x[0] * t6 + x[1] * t7 + x[2] * t8
                     else:
-                        acc = plain
-                        y = y0
+                        acc = start
+                        taps = ptr32(weights)
+                        ky = kh
                         while ky > 0:
-                            if y >= 0 and y < ih:
-                                at = x0
-                                kx = kw
-                                while kx > 0:
-                                    if at >= 0 and at < iw:
-                                        acc += ((x[0] ^ 128) - zi) * taps[0]
-                                    x = ptr8(int(x) + column)
-                                    taps = ptr32(int(taps) + 4)
-                                    at += dw
-                                    kx -= 1
-                                x = ptr8(int(x) + back)
-                            else:
-                                x = ptr8(int(x) + row)
-                                taps = ptr32(int(taps) + 4 * kw)
-                            y += dh
+                            kx = kw
+                            at = int(x)
+                            while kx > 0:
+                                acc += x[0] * taps[0]
+                                x = ptr8(int(x) + dw)
+                                taps = ptr32(int(taps) + 4)
+                                kx -= 1
+                            x = ptr8(at + row)
                             ky -= 1
                     acc = ((acc & mask) ^ sign) - sign
                     a = acc & 65535
@@ -367,24 +374,25 @@ def _depthwise(
                         acc = hi
                     o[0] = acc
                     o = ptr8(int(o) + oc)
-                    x0 += sw
+                    first += sw
                     n -= 1
-                y0 += p[_SH]
+                line += p[_SH] * width
                 oh -= 1
-            image += ih * iw * ic
         c += 1
         turn += 1
-        if turn == fc:
+        if turn == p[_FC]:
             turn = 0
-            images += 1
+            images = ptr8(int(images) + 1)
 
 
 def depthwise_conv_2d(
     out: "Any", x: "Any", w: "Any", bias: "Any", mul: "Any", shift: "Any", p: "Any"
 ) -> None:
     if _tame(bias, shift, p):
+        height = (p[_OH] - 1) * p[_SH] + (p[_KH] - 1) * p[_DH] + 1
+        plane = bytearray(height * ((p[_OW] - 1) * p[_SW] + (p[_KW] - 1) * p[_DW] + 1))
         words = bytearray(4 * p[_KH] * p[_KW])
-        _depthwise(x, words, 0, w, out, bias, mul, shift, p)
+        _depthwise(x, 0, words, plane, x, w, out, bias, mul, shift, p)
     else:
         reference.depthwise_conv_2d(out, x, w, bias, mul, shift, p)
 

@@ -183,4 +183,4 @@ mp_obj_t integer(size_t count, const mp_obj_t *args);
 mp_obj_t u32(mp_obj_t data, mp_obj_t at);
 mp_obj_t i32(mp_obj_t data, mp_obj_t at);
 mp_obj_t integers(mp_obj_t data, mp_obj_t at, mp_obj_t count);
-mp_obj_t tensor(mp_obj_t data, mp_obj_t table);
+mp_obj_t tensor(size_t count, const mp_obj_t *args);

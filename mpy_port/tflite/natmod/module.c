@@ -22,7 +22,7 @@ static MP_DEFINE_CONST_FUN_OBJ_VAR_BETWEEN(integer_obj, 4, 4, integer);
 static MP_DEFINE_CONST_FUN_OBJ_2(u32_obj, u32);
 static MP_DEFINE_CONST_FUN_OBJ_2(i32_obj, i32);
 static MP_DEFINE_CONST_FUN_OBJ_3(integers_obj, integers);
-static MP_DEFINE_CONST_FUN_OBJ_2(tensor_obj, tensor);
+static MP_DEFINE_CONST_FUN_OBJ_VAR_BETWEEN(tensor_obj, 4, 4, tensor);
 
 mp_obj_t mpy_init(mp_obj_fun_bc_t *self, size_t n_args, size_t n_kw, mp_obj_t *args) {
     MP_DYNRUNTIME_INIT_ENTRY

@@ -168,31 +168,47 @@ mp_obj_t integers(mp_obj_t data, mp_obj_t at_in, mp_obj_t count_in) {
     return mp_obj_new_tuple(count, items);
 }
 
-// See flatbuffer.Reader.tensor.
-mp_obj_t tensor(mp_obj_t data, mp_obj_t table_in) {
-    file_t file = file_of(data);
-    int32_t t = given(table_in), v[12];
-    for (int k = 0; k < 12; k++) {
+// See flatbuffer.Reader.tensor. args: data, table, position and number of the buffers.
+// None also where that function would raise for another reason.
+mp_obj_t tensor(size_t count, const mp_obj_t *args) {
+    file_t file = file_of(args[0]);
+    int32_t t = given(args[1]), v[15], number = 0;
+    for (int k = 0; k < 15; k++) {
         v[k] = 0;
     }
+    (void)count;
     int32_t quantisation = find_table(&file, t, 4);
-    v[5] = find_field(&file, t, 6);
+    v[4] = find_field(&file, t, 6);
     int sound = find_vector(&file, t, 0, 4, &v[0], &v[1]) && find_number(&file, t, 1, 1, &v[2])
-        && find_number(&file, t, 2, 4, &v[3]) && find_number(&file, t, 5, 1, &v[4]) && v[5] >= 0
-        && find_number(&file, t, 10, 4, &v[6]) && quantisation >= 0;
+        && find_number(&file, t, 2, 4, &number) && find_number(&file, t, 5, 1, &v[3]) && v[4] >= 0
+        && find_number(&file, t, 10, 4, &v[5]) && quantisation >= 0;
     if (sound && quantisation) {
-        sound = find_vector(&file, quantisation, 2, 4, &v[7], &v[8])
-            && find_vector(&file, quantisation, 3, 8, &v[9], &v[10])
-            && find_number(&file, quantisation, 6, 4, &v[11]);
+        sound = find_vector(&file, quantisation, 2, 4, &v[6], &v[7])
+            && find_vector(&file, quantisation, 3, 8, &v[8], &v[9])
+            && find_number(&file, quantisation, 6, 4, &v[10]);
+    }
+    if (sound && number) {
+        sound = number > 0 && number < mp_obj_get_int(args[3]);
+        int32_t buffer = sound ? follow_offset(&file, given(args[2]) + 4 * number) : -1;
+        sound = sound && find_field(&file, buffer, 1) == 0
+            && find_vector(&file, buffer, 0, 1, &v[11], &v[12]);
+    }
+    if (sound && v[7]) {
+        v[13] = (int32_t)word(&file, v[6]);
+        sound = v[13] >= 0; // else it is no scale
+    }
+    if (sound && v[9]) {
+        v[14] = (int32_t)word(&file, v[8]);
+        sound = (int32_t)word(&file, v[8] + 4) == v[14] >> 31;
     }
     if (!sound) {
         return mp_const_none;
     }
-    mp_obj_t items[12];
-    for (int k = 0; k < 12; k++) {
+    mp_obj_t items[15];
+    for (int k = 0; k < 15; k++) {
         items[k] = mp_obj_new_int(v[k]);
     }
-    return mp_obj_new_tuple(12, items);
+    return mp_obj_new_tuple(15, items);
 }
 
 mp_obj_t u32(mp_obj_t data, mp_obj_t at_in) {
