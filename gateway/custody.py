@@ -113,10 +113,12 @@ class Custody:
         if stream is None:
             # Numbers go on over journal ids minted on one flash, and a flash begins with 1:
             # what lies between the newest journal known and this one is not new to the
-            # device, only to this database.
+            # device, only to this database. Journals that got further are of another flash,
+            # from before it was wiped.
             others = [s for s in self._by_id.values() if s.agent == agent]
-            known = max((max(s.next_seq, s.held.last() + 1) for s in others), default=0)
-            start = known if 0 < known <= seq else 1
+            known = [max(s.next_seq, s.held.last() + 1) for s in others]
+            start = max((number for number in known if number <= seq), default=1)
+            start = max(start, 1)
             stream = Stream(self.store.insert_stream(agent, journal, start), agent, journal, start)
             stream.dirty = True
             self._keep(stream)
