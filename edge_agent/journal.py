@@ -130,7 +130,7 @@ class Journal:
         return {reason: drops[reason] for reason in range(len(drops)) if drops[reason]}
 
     def gone(self) -> "list[tuple[int, int]]":
-        """The newest ranges of seqs that contain dropped records, oldest first; at most 8."""
+        """At most 8 ranges of seqs that contain all dropped records, and others between them."""
         return list(self._s.gone)
 
     def held(self) -> "list[tuple[bytes, int, int]]":

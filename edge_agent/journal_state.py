@@ -24,6 +24,7 @@ SLOTS = ("state0", "state1")
 MAX_STATE = 24576  # bytes; a larger state file is not ours
 MAX_STATE_RANGES = 256  # freed ranges in all that a saved state holds
 MAX_GONE = 8
+JOIN_GONE = 1024  # ranges nearer than this are joined when there are too many
 REASONS = 8  # counters
 
 # Why numbers are missing.
@@ -89,7 +90,24 @@ class State:
             self.gone[-1] = (self.gone[-1][0], max(last, self.gone[-1][1]))
         else:
             self.gone.append((first, last))
-            del self.gone[:-MAX_GONE]
+            if len(self.gone) > MAX_GONE:
+                self._join_gone()
+
+    def _join_gone(self) -> None:
+        """Make one range of the two that are nearest to each other: better a range too wide
+        than a dropped record that nobody was told of. Those far apart were told long ago."""
+        self.gone.sort()
+        nearest = 0
+        least = JOIN_GONE
+        for i in range(len(self.gone) - 1):
+            gap = self.gone[i + 1][0] - self.gone[i][1]
+            if gap < least:
+                nearest, least = i, gap
+        if least == JOIN_GONE:
+            del self.gone[0]
+            return
+        first, last = self.gone[nearest]
+        self.gone[nearest : nearest + 2] = [(first, max(last, self.gone[nearest + 1][1]))]
 
     def lose(self, segment: Segment, reason: int, count: int, first: int, last: int) -> None:
         """`drop` for records of one segment; those in quarantine have numbers of their own."""

@@ -322,6 +322,24 @@ class TestQuarantine(unittest.TestCase):
         self.assertEqual(len(j.quarantined()), 1)
 
 
+class TestGone(unittest.TestCase):
+    def test_too_many_ranges_are_joined_where_they_are_near(self):
+        state = State()
+        for first in (1, 100, 200, 203, 300, 400, 500, 600, 700):
+            state.drop(3, 1, first, first)
+        self.assertEqual(len(state.gone), 8)
+        self.assertIn((200, 203), state.gone)
+        self.assertEqual((state.gone[0], state.gone[-1]), ((1, 1), (700, 700)))
+
+    def test_ranges_far_apart_are_forgotten_oldest_first(self):
+        state = State()
+        for first in range(10000, 100000, 10000):
+            state.drop(1, 5, first, first + 9)
+        self.assertEqual(len(state.gone), 8)
+        self.assertEqual(state.gone[0], (20000, 20009))
+        self.assertEqual(state.drops[1], 45)
+
+
 class TestStart(unittest.TestCase):
     def test_nothing_is_listed_and_little_is_read(self):
         reads = []

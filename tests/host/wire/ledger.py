@@ -161,6 +161,8 @@ class Ledger:
         for device in homes:
             if device.quarantined(identity, frame):
                 end = end or "quarantined"
+            elif device.memory.rotten and not device.served(frame):
+                end = end or "waiting"  # damaged, perhaps: it is not read any more
             elif device.waits(identity, frame):
                 if device.served(frame):
                     self.fail("waits for ever: %r at %s", identity, device.name)
