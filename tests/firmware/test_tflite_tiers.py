@@ -2,7 +2,7 @@
 
 The unix interpreters run the whole conformance zoo. The emulated Cortex-M3 and RISC-V run
 a part of it, and all of it with ZOO=all in the environment (two minutes). Needs what
-`make micropython` builds; without it, only the interpreter from PyPI takes part.
+`make micropython` builds.
 """
 
 import os
