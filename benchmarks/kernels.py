@@ -1,6 +1,6 @@
 """Instructions that the TFLite kernels take on Cortex-M3 and 32-bit RISC-V, by tier.
 
-    python benchmarks/kernels.py [--quick] [--json FILE] [--check]
+    python benchmarks/kernels.py [--quick] [--json FILE] [--check] [--write]
 
 MicroPython's stock firmware runs in QEMU, which counts instructions (-icount): the numbers
 are exact and the same on every host, but they are not cycles, and no silicon was involved.
@@ -8,13 +8,14 @@ Five layers, each counted as one call from Python, requantisation and overhead i
 divided by the multiply-accumulates of the unpadded formula (those with padding count too).
 Every output is compared with the numpy kernels. Then a keyword-spotting network (the
 depthwise-separable one of MLPerf Tiny, random weights): instructions to load it from
-ROMFS and to run it, and the heap it holds.
+ROMFS (the library's modules imported before) and to run it, and the heap it holds.
 
 The columns of CMSIS-NN and of TensorFlow Lite Micro's reference kernels are quoted, not
 measured by this script: gcc 12.2, -Ofast and -O2, the same layers, emulator and way of
 counting, called from C. No such figures exist for CMSIS-NN on RISC-V.
 
---quick leaves out the plain Python tier. --check exits 1 when a goal is missed.
+--quick leaves out the plain Python tier. --check exits 1 when a goal is missed. --write
+updates the figures that `edge-agent preflight` reckons with.
 """
 
 import argparse
@@ -34,6 +35,7 @@ from mpy_port.tflite.kernels import host_numpy  # noqa: E402
 from tests.zoo import networks  # noqa: E402
 from tests.zoo.machines import MACHINES, Machine, library  # noqa: E402
 
+INSTRUCTIONS = ROOT / "edge_agent" / "tools" / "instructions.json"
 # name: kernel, N to PW of its parameters, FC
 LAYERS = {
     "1x1 64>64": ("conv_2d", (1, 5, 5, 64, 5, 5, 64, 1, 1, 1, 1, 1, 1, 0, 0), 64),
@@ -171,6 +173,22 @@ def network(machine: str, tier: str) -> "dict[str, int]":
         }
 
 
+def write(result: "dict[str, Any]") -> None:
+    """instructions.json: per architecture, tier and kind of layer, for preflight."""
+    kinds = ("conv_1x1", "conv", "depthwise", "fully_connected")  # the first four of LAYERS
+    figures = {
+        "source": "benchmarks/kernels.py: instructions counted by QEMU, requantisation included, "
+        "on layers of 64, 16, 64 and 128 output channels",
+        "per_mac": {
+            MACHINES[machine][0]: {
+                tier: dict(zip(kinds, row.values(), strict=False)) for tier, row in tiers.items()
+            }
+            for machine, tiers in result["layers"].items()
+        },
+    }
+    INSTRUCTIONS.write_text(json.dumps(figures, indent=1) + "\n")
+
+
 def show(result: "dict[str, Any]") -> "list[str]":
     """Print the tables; the goals that were missed."""
     missed = []
@@ -217,7 +235,10 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="without the plain Python tier")
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
     parser.add_argument("--check", action="store_true", help="exit 1 when a goal is missed")
+    parser.add_argument("--write", action="store_true", help="write instructions.json")
     options = parser.parse_args()
+    if options.write and options.quick:
+        parser.error("--write needs all tiers")
     for tool in (
         ("tools/micropython.sh", "mpy-cross", "stock-m3.elf", "stock-rv32.elf"),
         ("tools/natmod.sh", "armv7m", "rv32imc"),
@@ -236,6 +257,8 @@ def main() -> int:
     }
     missed = show(result)
     result["missed"] = missed
+    if options.write:
+        write(result)
     if options.json:
         Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
     for line in missed:

@@ -14,6 +14,8 @@ MicroPython's struct returns a tuple on the heap for each of them.
 Constant tensors stay where they are: `Tensor.data` is a view into the model.
 """
 
+from collections import namedtuple
+
 from .errors import ModelError
 
 TYPE_CHECKING = False
@@ -114,17 +116,19 @@ class Reader:
         """int32 elements of a vector that has been checked."""
         return tuple([self.i32(at + 4 * k) for k in range(count)])
 
-    def tensor(self, table: int, buffers: int, count: int) -> "tuple[int, ...]":
+    def tensor(self, table: int, buffers: int, count: int) -> "tuple[Any, ...]":
         """What a tensor's table, that of its quantisation, and its buffer hold.
 
         buffers: position of the vector of buffers, which has `count` of them.
 
-        Position and length of its shape, type, whether it is variable, whether it is
-        sparse, external buffer, then position and length of its scales, of its zero
-        points, the quantised dimension, position and length of its data, the first
-        scale's bits and the first zero point.
+        Shape, type, whether it is variable, whether it is sparse, external buffer, (position,
+        count) of its scales and of its zero points, the quantised dimension, bits of the first
+        scale, first zero point, position and length of its data.
         """
-        shape, number = self.vector(table, 0, 4), self.integer(table, 2)
+        at, rank = self.vector(table, 0, 4)
+        if rank > MAX_RANK:
+            raise self.fail("%d dimensions, at most %d are supported" % (rank, MAX_RANK))
+        kind, number = self.byte(table, 1), self.integer(table, 2)
         odd = (self.byte(table, 5), self.field(table, 6), self.integer(table, 10))
         scales, zeros, axis, data = (0, 0), (0, 0), 0, (0, 0)
         quantisation = self.table(table, 4)
@@ -141,61 +145,45 @@ class Reader:
             data = self.vector(buffer, 0, 1)
         first = self.u32(scales[0]) if scales[1] else 0
         zero = self.i64(zeros[0]) if zeros[1] else 0
-        kind = self.byte(table, 1)
-        return shape + (kind,) + odd + scales + zeros + (axis,) + data + (first, zero)
+        shape = self.integers(at, rank)
+        return (shape, kind) + odd + (scales, zeros, axis, first, zero) + data
 
     def text(self, table: int, number: int) -> str:
         """A text field cut to 48 characters that are safe to print."""
         at, count = self.vector(table, number, 1)
-        out = ""
-        for k in range(at, at + min(count, 48)):
-            c = self.data[k]
-            out += chr(c) if 32 <= c < 127 else "?"
-        return out
+        found = bytearray(self.data[at : at + min(count, 48)])
+        if found and (min(found) < 32 or max(found) > 126):
+            for k in range(len(found)):
+                if not 32 <= found[k] < 127:
+                    found[k] = 63  # a question mark
+        return found.decode()
 
 
-class Tensor:
-    """One tensor of the graph.
+# One tensor of the graph.
+#   shape: tuple of positive dimensions.  count: elements.  size: bytes.
+#   data: view of the model for constants, None for what is computed.
+#   scales, zeros: (position, count) of the quantisation vectors.  axis: quantised dimension.
+#   scale_bits, zero_point: the first of each; 0 when there is none.
+# Named tuples, because an object grows its table of attributes one by one.
+Tensor = namedtuple(
+    "Tensor",
+    (
+        "index",
+        "shape",
+        "kind",
+        "count",
+        "size",
+        "data",
+        "scales",
+        "zeros",
+        "axis",
+        "scale_bits",
+        "zero_point",
+    ),
+)
 
-    shape: tuple of positive dimensions.  count: elements.  size: bytes.
-    data: view of the model for constants, None for what is computed.
-    scales, zeros: (position, count) of the quantisation vectors.  axis: quantised dimension.
-    scale_bits, zero_point: the first of each; 0 when there is none.
-    """
-
-    def __init__(self, index: int, shape: "tuple[int, ...]", kind: int) -> None:
-        self.index = index
-        self.shape = shape
-        self.kind = kind
-        self.count = 1
-        for d in shape:
-            self.count *= d
-        self.size = self.count * WIDTHS.get(kind, 0)
-        self.data: Any = None
-        self.scales = (0, 0)
-        self.zeros = (0, 0)
-        self.axis = 0
-        self.scale_bits = self.zero_point = 0
-
-
-class Operator:
-    """One operator: its code, tensor indexes (-1: optional input left out), options table."""
-
-    def __init__(
-        self,
-        index: int,
-        code: int,
-        inputs: "tuple[int, ...]",
-        outputs: "tuple[int, ...]",
-        options: int,
-        options_type: int,
-    ) -> None:
-        self.index = index
-        self.code = code
-        self.inputs = inputs
-        self.outputs = outputs
-        self.options = options
-        self.options_type = options_type
+# One operator: its code, tensor indexes (-1: optional input left out), options table.
+Operator = namedtuple("Operator", ("index", "code", "inputs", "outputs", "options", "options_type"))
 
 
 class Graph:
@@ -254,17 +242,22 @@ class Graph:
             raise r.fail("%d operators, 1 to %d are supported" % (count, MAX_OPERATORS))
         found = []
         for k in range(count):
-            r.where = "operator %d" % k
-            table = r.follow(at + 4 * k)
-            code = r.integer(table, 0)
-            if not 0 <= code < self._code_count:
-                raise r.fail("operator code %d of %d" % (code, self._code_count))
-            entry = r.follow(self._codes + 4 * code)
-            # Codes above 127 moved to a field of their own; files may fill in either.
-            code = max(r.byte(entry, 0), r.integer(entry, 3))
-            inputs, outputs = self._indexes(table, 1), self._indexes(table, 2)
-            found.append(Operator(k, code, inputs, outputs, r.table(table, 4), r.byte(table, 3)))
+            try:
+                found.append(self._read_operator(k, r.follow(at + 4 * k)))
+            except ModelError as error:
+                raise ModelError(error.what, "operator %d" % k, error.fix)
         return found
+
+    def _read_operator(self, index: int, table: int) -> Operator:
+        r = self.reader
+        code = r.integer(table, 0)
+        if not 0 <= code < self._code_count:
+            raise r.fail("operator code %d of %d" % (code, self._code_count))
+        entry = r.follow(self._codes + 4 * code)
+        # Codes above 127 moved to a field of their own; files may fill in either.
+        code = max(r.byte(entry, 0), r.integer(entry, 3))
+        inputs, outputs = self._indexes(table, 1), self._indexes(table, 2)
+        return Operator(index, code, inputs, outputs, r.table(table, 4), r.byte(table, 3))
 
     def operator_name(self, op: Operator) -> str:
         """Schema name of the operator, or the name of a custom one."""
@@ -307,19 +300,18 @@ class Graph:
     def _read_tensor(self, index: int) -> Tensor:
         """The caller puts the tensor's name into errors."""
         r = self.reader
-        found = r.tensor(r.follow(self._tensors + 4 * index), self._buffers, self._buffer_count)
-        at, rank, kind, variable, sparse, external = found[:6]
-        if rank > MAX_RANK:
-            raise r.fail("%d dimensions, at most %d are supported" % (rank, MAX_RANK))
-        shape = r.integers(at, rank)
-        for k in range(rank):
-            if shape[k] < 1:
+        shape, kind, variable, sparse, external, scales, zeros, axis, bits, zero, at, length = (
+            r.tensor(r.follow(self._tensors + 4 * index), self._buffers, self._buffer_count)
+        )
+        count = 1
+        for d in shape:
+            if d < 1:
                 raise ModelError(
-                    "dynamic or empty shape (dimension %d is %d)" % (k, shape[k]),
+                    "dynamic or empty shape (one dimension is %d)" % d,
                     "",
                     "Convert the model with a fixed batch size and input shape",
                 )
-        tensor = Tensor(index, shape, kind)
+            count *= d
         if kind not in WIDTHS:
             from .names import type_name
 
@@ -334,14 +326,11 @@ class Graph:
             raise ModelError("sparse tensors are not supported", "")
         if external:
             raise ModelError("external buffers are not supported", "")
-        tensor.scales, tensor.zeros = (found[6], found[7]), (found[8], found[9])
-        tensor.axis = found[10]
-        tensor.scale_bits, tensor.zero_point = found[13], found[14]
-        if found[12]:
-            self._set_data(tensor, found[11], found[12])
-        return tensor
+        size = count * WIDTHS[kind]
+        data = self._data(at, length, size) if length else None
+        return Tensor(index, shape, kind, count, size, data, scales, zeros, axis, bits, zero)
 
-    def _set_data(self, tensor: Tensor, at: int, length: int) -> None:
-        if length != tensor.size:
-            raise self.reader.fail("%d bytes of data for %d" % (length, tensor.size))
-        tensor.data = self.reader.data[at : at + length]
+    def _data(self, at: int, length: int, size: int) -> "Any":
+        if length != size:
+            raise self.reader.fail("%d bytes of data for %d" % (length, size))
+        return self.reader.data[at : at + length]

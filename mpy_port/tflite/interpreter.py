@@ -10,6 +10,8 @@ copied, because nothing in a model is sure to be aligned.
 The input's memory is reused while the model runs: write it before every invocation.
 """
 
+import struct
+
 from . import kernels, planner
 from .errors import ModelError
 from .flatbuffer import FLOAT32, UINT8, Graph, Reader
@@ -41,8 +43,6 @@ class TensorInfo:
         self.type = {FLOAT32: "float32", UINT8: "uint8"}.get(tensor.kind, "int8")
         self.scale_bits, self.scale, self.zero_point = 0, 0.0, 0
         if tensor.scales[1] == 1:
-            import struct
-
             self.scale_bits, self.zero_point = tensor.scale_bits, tensor.zero_point
             self.scale = struct.unpack("<f", self.scale_bits.to_bytes(4, "little"))[0]
 
@@ -77,6 +77,7 @@ class Interpreter:
         reader = getattr(modules[0], "Reader", None)
         if reader is not None:
             # It leaves little garbage: collecting often would take longer than loading.
+            collect()
             self._open(model, modules, reader, plan, arena_limit)
             return
         before = collect_often()
@@ -118,7 +119,6 @@ class Interpreter:
             raise ModelError(
                 "the arena needs %d bytes, the limit is %d" % (self.arena_bytes, limit), "model"
             )
-        collect()
         self._arena = allocate(self.arena_bytes)
         places = {}
         for k in range(len(layout.owners)):

@@ -79,7 +79,7 @@ def _zero_weights(c: Call, w: Tensor) -> None:
     """Weights are symmetric; the reference kernels do not look at their zero points."""
     r = c.graph.reader
     at, count = w.zeros
-    if bytes(r.data[at : at + 8 * count]) != bytes(8 * count):
+    if r.data[at : at + 8 * count] != bytes(8 * count):
         raise ModelError("weights with a zero point", c.graph.where(w.index))
 
 

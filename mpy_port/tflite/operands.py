@@ -7,7 +7,13 @@ from . import kernels
 from .errors import ModelError
 from .flatbuffer import INT8, UINT8, Graph, Operator, Tensor
 from .memory import signed
-from .quantize import activation_range, float_bits, parts, scale_parts
+from .quantize import (
+    HIGHEST_SCALE,
+    LOWEST_SCALE,
+    activation_range,
+    float_bits,
+    scale_parts,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,9 +76,10 @@ class Call:
         return tensor
 
     def options(self, kind: int) -> int:
-        if not self.op.options or self.op.options_type != kind:
+        options: int = self.op.options
+        if not options or self.op.options_type != kind:
             raise self.fail("options of type %d instead of %d" % (self.op.options_type, kind))
-        return self.op.options
+        return options
 
     def data(self, tensor: Tensor) -> "Any":
         """Signed items of an activation, which may be a constant."""
@@ -101,8 +108,8 @@ class Call:
         count = tensor.scales[1]
         if count != 1:
             raise ModelError("%d scales, needed is 1" % count, self.graph.where(tensor.index))
-        found = tensor.scale_bits
-        if not parts(found)[0]:
+        found: int = tensor.scale_bits
+        if not LOWEST_SCALE <= found <= HIGHEST_SCALE:
             # Names are read only for errors: that takes longer than all the rest.
             scale_parts(found, self.graph.where(tensor.index))
         return found
@@ -115,7 +122,7 @@ class Call:
         count = tensor.zeros[1]
         if not count:
             return 0
-        value = tensor.zero_point
+        value: int = tensor.zero_point
         low = 0 if tensor.kind == UINT8 else -128
         if count != 1 or not low <= value <= low + 255:
             raise ModelError(
@@ -126,7 +133,10 @@ class Call:
     def activation(self, number: int, out: Tensor) -> "tuple[int, int]":
         if number not in (0, 1, 2, 3):
             raise self.fail("fused activation %d is not supported" % number)
-        return activation_range(number, self.bits(out), self.zero(out), "")
+        zero = self.zero(out)
+        if number < 2:  # none, RELU
+            return zero if number else -128, 127
+        return activation_range(number, self.bits(out), zero, "")
 
     def kernel(self, name: str, *args: "Any") -> "Step":
         """The call to make at every invocation. The last argument holds the parameters."""

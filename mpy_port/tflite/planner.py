@@ -65,11 +65,10 @@ def layout(graph: Graph) -> Layout:
 
     def read(index: int, now: int) -> None:
         index = shares.get(index, index)
-        if graph.tensor(index).data is not None:
-            return
-        if index not in first:
+        if index in first:
+            last[index] = now
+        elif graph.tensor(index).data is None:
             raise ModelError("read before it is written", graph.where(index))
-        last[index] = now
 
     for index in graph.inputs:
         write(index, -1)

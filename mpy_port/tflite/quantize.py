@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 # Scales outside 2^-60..2^60 are nonsense, and products of two would leave float32.
 _LOWEST, _HIGHEST = 127 - 60, 127 + 60
+LOWEST_SCALE, HIGHEST_SCALE = _LOWEST << 23, (_HIGHEST << 23) + 0x7FFFFF  # float32 bits
 
 
 def parts(bits: int) -> "tuple[int, int]":

@@ -67,9 +67,6 @@ def load(tier: "str | None" = None) -> "list[Any]":
 
     ModelError when the tier has no such name or cannot be imported here.
     """
-    names = [name for name, _ in TIERS]
-    if tier is not None and tier not in names:
-        raise ModelError("no kernel tier %r" % tier, "", "Choose from " + ", ".join(names))
     found = []
     for name, module in TIERS:
         if name != "python" and tier not in (None, name):
@@ -81,6 +78,9 @@ def load(tier: "str | None" = None) -> "list[Any]":
                 raise  # it needs nothing that could be missing
             if name == tier:
                 raise ModelError("kernel tier %s is not usable here: %s" % (tier, error))
+    if len(found) == 1 and tier not in (None, "python"):
+        names = ", ".join([name for name, _ in TIERS])
+        raise ModelError("no kernel tier %r" % tier, "", "Choose from " + names)
     return found
 
 

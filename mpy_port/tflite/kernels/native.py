@@ -6,6 +6,7 @@ architecture. ImportError where there is none, or no native code is loaded at al
 
 import sys
 
+from ..errors import ModelError
 from ..flatbuffer import Reader as PlainReader
 
 TYPE_CHECKING = False
@@ -59,55 +60,86 @@ def _load() -> "Any":
     raise ImportError("no native kernels for this machine")
 
 
+accepts = None  # nothing to ask; an attribute that is missing takes longer to look for
+
 _module = _load()
 for _name in KERNELS:
     globals()[_name] = getattr(_module, _name)
+# Found faster than attributes of the module.
+_u32 = _module.u32
+_i32 = _module.i32
+_follow = _module.follow
+_field = _module.field
+_table = _module.table
+_byte = _module.byte
+_integer = _module.integer
+_vector = _module.vector
+_integers = _module.integers
+_tensor = _module.tensor
 
 
 class Reader(PlainReader):
     """Walks the file with the native module: most of a model's loading time otherwise."""
 
-    def _checked(self, found: "int | None") -> int:
-        if found is None:
-            raise self.fail("offset outside the file of %d bytes" % self.size)
-        return found
-
-    def _tuple(self, found: "Any") -> "Any":
-        if found is None:
-            raise self.fail("offset outside the file of %d bytes" % self.size)
-        return found
+    def _outside(self) -> ModelError:
+        return self.fail("offset outside the file of %d bytes" % self.size)
 
     def u32(self, at: int) -> int:
-        return self._checked(_module.u32(self.data, at))
+        found: int | None = _u32(self.data, at)
+        if found is None:
+            raise self._outside()
+        return found
 
     def i32(self, at: int) -> int:
-        return self._checked(_module.i32(self.data, at))
+        found: int | None = _i32(self.data, at)
+        if found is None:
+            raise self._outside()
+        return found
 
     def follow(self, at: int) -> int:
-        return self._checked(_module.follow(self.data, at))
+        found: int | None = _follow(self.data, at)
+        if found is None:
+            raise self._outside()
+        return found
 
     def field(self, table: int, number: int) -> int:
-        return self._checked(_module.field(self.data, table, number))
+        found: int | None = _field(self.data, table, number)
+        if found is None:
+            raise self._outside()
+        return found
 
     def table(self, table: int, number: int) -> int:
-        return self._checked(_module.table(self.data, table, number))
-
-    def vector(self, table: int, number: int, width: int) -> "tuple[int, int]":
-        found: tuple[int, int] = self._tuple(_module.vector(self.data, table, number, width))
+        found: int | None = _table(self.data, table, number)
+        if found is None:
+            raise self._outside()
         return found
 
     def byte(self, table: int, number: int, default: int = 0) -> int:
-        return self._checked(_module.byte(self.data, table, number, default))
-
-    def integer(self, table: int, number: int, default: int = 0) -> int:
-        return self._checked(_module.integer(self.data, table, number, default))
-
-    def integers(self, at: int, count: int) -> "tuple[int, ...]":
-        found: tuple[int, ...] = self._tuple(_module.integers(self.data, at, count))
+        found: int | None = _byte(self.data, table, number, default)
+        if found is None:
+            raise self._outside()
         return found
 
-    def tensor(self, table: int, buffers: int, count: int) -> "tuple[int, ...]":
-        found: tuple[int, ...] | None = _module.tensor(self.data, table, buffers, count)
+    def integer(self, table: int, number: int, default: int = 0) -> int:
+        found: int | None = _integer(self.data, table, number, default)
+        if found is None:
+            raise self._outside()
+        return found
+
+    def vector(self, table: int, number: int, width: int) -> "tuple[int, int]":
+        found: tuple[int, int] | None = _vector(self.data, table, number, width)
+        if found is None:
+            raise self._outside()
+        return found
+
+    def integers(self, at: int, count: int) -> "tuple[int, ...]":
+        found: tuple[int, ...] | None = _integers(self.data, at, count)
+        if found is None:
+            raise self._outside()
+        return found
+
+    def tensor(self, table: int, buffers: int, count: int) -> "tuple[Any, ...]":
+        found: tuple[Any, ...] | None = _tensor(self.data, table, buffers, count)
         if found is None:
             return PlainReader.tensor(self, table, buffers, count)  # says what is wrong
         return found

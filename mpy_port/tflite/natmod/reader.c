@@ -69,6 +69,11 @@ static mp_obj_t position(int32_t at) {
     return at < 0 ? mp_const_none : MP_OBJ_NEW_SMALL_INT(at);
 }
 
+static mp_obj_t small_pair(int32_t a, int32_t b) {
+    mp_obj_t items[2] = {MP_OBJ_NEW_SMALL_INT(a), MP_OBJ_NEW_SMALL_INT(b)};
+    return mp_obj_new_tuple(2, items);
+}
+
 // A position given by the caller; -1 when it is no position at all.
 static int32_t given(mp_obj_t object) {
     mp_int_t at = mp_obj_get_int(object);
@@ -129,8 +134,7 @@ mp_obj_t vector(size_t count, const mp_obj_t *args) {
     if (!find_vector(&file, given(args[1]), mp_obj_get_int(args[2]), width, &at, &items)) {
         return mp_const_none;
     }
-    mp_obj_t found[2] = {MP_OBJ_NEW_SMALL_INT(at), MP_OBJ_NEW_SMALL_INT(items)};
-    return mp_obj_new_tuple(2, found);
+    return small_pair(at, items);
 }
 
 static mp_obj_t number(const mp_obj_t *args, int width) {
@@ -172,43 +176,53 @@ mp_obj_t integers(mp_obj_t data, mp_obj_t at_in, mp_obj_t count_in) {
 // None also where that function would raise for another reason.
 mp_obj_t tensor(size_t count, const mp_obj_t *args) {
     file_t file = file_of(args[0]);
-    int32_t t = given(args[1]), v[15], number = 0;
-    for (int k = 0; k < 15; k++) {
-        v[k] = 0;
-    }
+    int32_t t = given(args[1]), shape, rank, scales = 0, scale_count = 0, zeros = 0;
+    int32_t zero_count = 0, data = 0, length = 0, kind = 0, variable = 0, external = 0, axis = 0;
+    int32_t number = 0, bits = 0, zero = 0;
     (void)count;
-    int32_t quantisation = find_table(&file, t, 4);
-    v[4] = find_field(&file, t, 6);
-    int sound = find_vector(&file, t, 0, 4, &v[0], &v[1]) && find_number(&file, t, 1, 1, &v[2])
-        && find_number(&file, t, 2, 4, &number) && find_number(&file, t, 5, 1, &v[3]) && v[4] >= 0
-        && find_number(&file, t, 10, 4, &v[5]) && quantisation >= 0;
+    int32_t quantisation = find_table(&file, t, 4), sparse = find_field(&file, t, 6);
+    int sound = quantisation >= 0 && sparse >= 0 && find_vector(&file, t, 0, 4, &shape, &rank)
+        && rank <= 6 && find_number(&file, t, 1, 1, &kind) && find_number(&file, t, 2, 4, &number)
+        && find_number(&file, t, 5, 1, &variable) && find_number(&file, t, 10, 4, &external);
     if (sound && quantisation) {
-        sound = find_vector(&file, quantisation, 2, 4, &v[6], &v[7])
-            && find_vector(&file, quantisation, 3, 8, &v[8], &v[9])
-            && find_number(&file, quantisation, 6, 4, &v[10]);
+        sound = find_vector(&file, quantisation, 2, 4, &scales, &scale_count)
+            && find_vector(&file, quantisation, 3, 8, &zeros, &zero_count)
+            && find_number(&file, quantisation, 6, 4, &axis);
     }
     if (sound && number) {
         sound = number > 0 && number < mp_obj_get_int(args[3]);
         int32_t buffer = sound ? follow_offset(&file, given(args[2]) + 4 * number) : -1;
         sound = sound && find_field(&file, buffer, 1) == 0
-            && find_vector(&file, buffer, 0, 1, &v[11], &v[12]);
+            && find_vector(&file, buffer, 0, 1, &data, &length);
     }
-    if (sound && v[7]) {
-        v[13] = (int32_t)word(&file, v[6]);
-        sound = v[13] >= 0; // else it is no scale
+    if (sound && scale_count) {
+        bits = (int32_t)word(&file, scales);
+        sound = bits >= 0; // else it is no scale
     }
-    if (sound && v[9]) {
-        v[14] = (int32_t)word(&file, v[8]);
-        sound = (int32_t)word(&file, v[8] + 4) == v[14] >> 31;
+    if (sound && zero_count) {
+        zero = (int32_t)word(&file, zeros);
+        sound = (int32_t)word(&file, zeros + 4) == zero >> 31;
     }
     if (!sound) {
         return mp_const_none;
     }
-    mp_obj_t items[15];
-    for (int k = 0; k < 15; k++) {
-        items[k] = mp_obj_new_int(v[k]);
+    mp_obj_t items[12];
+    for (int k = 0; k < rank; k++) {
+        items[k] = mp_obj_new_int((int32_t)word(&file, shape + 4 * k));
     }
-    return mp_obj_new_tuple(15, items);
+    items[0] = mp_obj_new_tuple(rank, items);
+    items[1] = MP_OBJ_NEW_SMALL_INT(kind);
+    items[2] = MP_OBJ_NEW_SMALL_INT(variable);
+    items[3] = MP_OBJ_NEW_SMALL_INT(sparse);
+    items[4] = mp_obj_new_int(external);
+    items[5] = small_pair(scales, scale_count);
+    items[6] = small_pair(zeros, zero_count);
+    items[7] = mp_obj_new_int(axis);
+    items[8] = mp_obj_new_int(bits);
+    items[9] = mp_obj_new_int(zero);
+    items[10] = MP_OBJ_NEW_SMALL_INT(data);
+    items[11] = MP_OBJ_NEW_SMALL_INT(length);
+    return mp_obj_new_tuple(12, items);
 }
 
 mp_obj_t u32(mp_obj_t data, mp_obj_t at_in) {
