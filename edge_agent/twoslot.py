@@ -11,6 +11,7 @@ from edge_agent.errors import StoreError
 from edge_agent.interfaces import Store
 
 MAX_BYTES = 4096
+_ERASED = 0xFFFFFFFF
 
 
 class TwoSlot:
@@ -33,6 +34,8 @@ class TwoSlot:
                 continue
             number = int.from_bytes(raw[:4], "big")
             data = raw[8:]
+            if number == _ERASED:
+                continue  # eight bytes of erased flash have a good CRC
             crc = binascii.crc32(raw[:4] + data) & 0xFFFFFFFF
             if crc == int.from_bytes(raw[4:8], "big") and number > self._number:
                 self._number = number

@@ -31,6 +31,17 @@ class TestTwoSlot(unittest.TestCase):
                 flipped.files[name][i] ^= 1
             self.assertIsNone(TwoSlot(flipped, "x").load())
 
+    def test_erased_flash_is_no_content(self):
+        store = RamStore()
+        TwoSlot(store, "x").save(b"one")
+        for size in range(40):
+            for fill in (b"\xff", b"\x00"):
+                store.files["x0"] = bytearray(fill * size)
+                slot = TwoSlot(store, "x")
+                self.assertEqual(slot.load(), b"one")
+                slot.save(b"one")
+                self.assertEqual(TwoSlot(store, "x").load(), b"one")
+
     def test_failed_save_leaves_the_old(self):
         store = RamStore()
         slot = TwoSlot(store, "x")
