@@ -54,7 +54,7 @@ class Driver(Agent):
             device.session.disconnect(effect.reason)
             return False, None
         if kind is Append:
-            device.before_append(effect)
+            device.ledger.make((device.agent, effect.journal, effect.seq), effect.frame)
         elif kind is Free:
             for first, last in effect.ranges:
                 for seq in range(first, last + 1):
@@ -66,7 +66,9 @@ class Driver(Agent):
                 # Some of the batch may be durable all the same: each write was synced.
                 device.take_stock(self)
             raise
-        if kind is Sync:
+        if kind is Append:
+            device.appended(effect)
+        elif kind is Sync:
             device.after_sync(answer[1])
         elif kind is Quarantine:
             ref = effect.ref
@@ -194,9 +196,7 @@ class Device:
         """The events of that name so far."""
         return [event for _, event in self.events if event.name == name]
 
-    def before_append(self, effect: Append) -> None:
-        identity = (self.agent, effect.journal, effect.seq)
-        self.ledger.make(identity, effect.frame)
+    def appended(self, effect: Append) -> None:
         self._batch[effect.journal, effect.seq] = effect.frame
 
     def after_sync(self, refs: list[Any]) -> None:
