@@ -73,18 +73,27 @@ class Interpreter:
             model = model.__fspath__()
         if isinstance(model, str):
             model, plan = read_files(model, plan)
+        self._arena: Any = None
+        self._steps: list[Step] = []
         modules = kernels.load(tier)
         reader = getattr(modules[0], "Reader", None)
-        if reader is not None:
-            # It leaves little garbage: collecting often would take longer than loading.
-            collect()
-            self._open(model, modules, reader, plan, arena_limit)
-            return
-        before = collect_often()
         try:
-            self._open(model, modules, Reader, plan, arena_limit)
-        finally:
-            collect_as_before(before)
+            if reader is not None:
+                # It leaves little garbage: collecting often would take longer than loading.
+                collect()
+                try:
+                    self._open(model, modules, reader, plan, arena_limit)
+                    return
+                except MemoryError:
+                    self._arena, self._steps = None, []  # again, more slowly
+            before = collect_often()
+            try:
+                self._open(model, modules, reader or Reader, plan, arena_limit)
+            finally:
+                collect_as_before(before)
+        except MemoryError:
+            need = " (the arena has %d bytes)" % self.arena_bytes if self.arena_bytes else ""
+            raise ModelError("too little heap" + need, "model", "Use a smaller model or a plan")
 
     def _open(
         self,
@@ -97,17 +106,13 @@ class Interpreter:
         self.tier = kernels.tier_name(modules[0])
         self.planned = plan is not None
         self.arena_bytes = 0
-        try:
-            graph = Graph(model, reader)
-            lacking = missing(graph)
-            if lacking:
-                raise ModelError(
-                    "unsupported operators: " + ", ".join(lacking), "model", "Change these layers"
-                )
-            self._load(graph, modules, plan, arena_limit)
-        except MemoryError:
-            need = " (the arena has %d bytes)" % self.arena_bytes if self.arena_bytes else ""
-            raise ModelError("too little heap" + need, "model", "Use a smaller model or a plan")
+        graph = Graph(model, reader)
+        lacking = missing(graph)
+        if lacking:
+            raise ModelError(
+                "unsupported operators: " + ", ".join(lacking), "model", "Change these layers"
+            )
+        self._load(graph, modules, plan, arena_limit)
 
     def _load(self, graph: Graph, modules: "list[Any]", plan: "Any", limit: int) -> None:
         layout = planner.layout(graph)
@@ -131,7 +136,7 @@ class Interpreter:
                 return signed(tensor.data)
             return self._arena[places[owner] : places[owner] + tensor.size]
 
-        self._steps: list[Step] = []
+        self._steps = []
         for op in graph.operators:
             step = prepare(graph, op, modules, view)
             if step is not None:

@@ -1,7 +1,7 @@
 """The native and viper kernels where they run: two unix interpreters and two emulated machines.
 
 The unix interpreters run the whole conformance zoo. The emulated Cortex-M3 and RISC-V run
-a part of it, and all of it with ZOO=all in the environment (two minutes). Needs what
+a part of it, and all of it with ZOO=all in the environment (five minutes). Needs what
 `make micropython` builds.
 """
 
@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from mpy_port.tflite import Interpreter, ModelError, planner  # noqa: E402
+from mpy_port.tflite import Interpreter, ModelError  # noqa: E402
 from tests.zoo import cases, fuzz  # noqa: E402
 from tests.zoo.machines import BUILT, MACHINES, Machine, available, library  # noqa: E402
 from tests.zoo.make_golden import digest, read_golden  # noqa: E402
@@ -158,11 +158,9 @@ def machine_files(machine, arch):
 def check_machine(zoo, machine, tier, files):
     """Part of the zoo and random calls; whole networks one machine each, as on a board."""
     operators = [name for name in zoo if not name.startswith("network_")]
-    heavy = ("mobilenet", "resnet_8", "keyword_spotting")
-    networks = [n for n in zoo if n.startswith("network_") and not n.endswith(heavy)]
-    if ALL:
-        networks = [n for n in zoo if n.startswith("network_")]
-    else:
+    # MobileNet at 96 x 96 does not fit the 140 KB of the stock firmware, plan or not.
+    networks = [n for n in zoo if n.startswith("network_") and n != "network_mobilenet"]
+    if not ALL:
         operators, networks = operators[::24], ["network_menagerie"]
     run = "import tests.zoo.run_models as r\nr.main('/rom/zoo', %r)" % tier
     found = {}
@@ -172,8 +170,6 @@ def check_machine(zoo, machine, tier, files):
             model, feeds = zoo[name]
             rom["zoo/" + name + ".tflite"] = model
             rom["zoo/" + name + ".in"] = b"".join(feeds)
-            if name == "network_mobilenet":  # the greedy arena needs a larger heap
-                rom["zoo/" + name + ".tflite.plan"] = planner.make_plan(model)[0]
         with Machine(machine, rom, limit=300) as m:
             found.update(results(m.run(run)))
     assert found == {name: GOLDEN[name] for name in operators + networks}

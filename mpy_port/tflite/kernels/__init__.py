@@ -3,7 +3,8 @@
 A tier is a module with functions named and called as below. A tier need not have all
 of them, nor take every case: one that exports `accepts(name, p)` is asked before each
 use. What the best tier lacks comes from the next, and the last, `python`, has
-everything. To add a tier, add its line to TIERS: no other place knows the names.
+everything. A tier that exports `Reader` also reads models with that class (see flatbuffer).
+To add a tier, add its line to TIERS: no other place knows the names.
 
 Kernels trust their arguments. Whatever they could read or write wrongly was checked
 when the model was loaded (`op_resolver`), and each buffer is exactly as long as the
