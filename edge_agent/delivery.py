@@ -318,7 +318,9 @@ class Delivery:
         for effect_id in [i for i in self._pending if self._pending[i][0] in _ON_LINK]:
             del self._pending[effect_id]
         self._flying = {}
-        self._outbox.link_down()
+        late = self._outbox.link_down(now)
+        if late:
+            self._count("unanswered", late)
         pause = self.link.down(reason, now)
         if pause is None:
             return

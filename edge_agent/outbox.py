@@ -4,7 +4,7 @@ Every record on its way to the gateway has a slot:
 
     LIVE, OLD, AGAIN  --sent-->       FLYING     waits for PUBACK
     FLYING            --PUBACK-->     AWAITING   waits for the gateway
-    FLYING, AWAITING  --link down-->  AGAIN
+    FLYING, AWAITING  --link down-->  AGAIN, or left behind after MAX_SENDS times
     AWAITING          --no answer-->  AGAIN, or left behind after MAX_SENDS times
     any               --acked or refused--> forgotten here
 
@@ -166,11 +166,20 @@ class Outbox:
             patience = 1000 * self._set.ack_timeout_s << min(slot.sends - 1, 4)
             slot.deadline = now + patience + self._chance(patience // 4 + 1)
 
-    def link_down(self) -> None:
+    def link_down(self, now: int) -> int:
+        """What was under way is sent again; how many were left behind instead, because
+        connections end before their patience does."""
+        late = 0
         for key in sorted(self.slots):
             slot = self.slots[key]
-            if slot.state in (FLYING, AWAITING):
+            if slot.state not in (FLYING, AWAITING):
+                continue
+            if slot.sends < MAX_SENDS:
                 self.repeat(slot)
+            else:
+                self.leave_behind(now, key)
+                late += 1
+        return late
 
     def repeat(self, slot: Slot) -> None:
         slot.state = AGAIN
