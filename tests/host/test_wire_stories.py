@@ -413,6 +413,24 @@ def test_a_revoked_device_is_not_believed_and_keeps_what_it_has(world):
     assert world.gateway.rejected()["revoked"] > 0
 
 
+@pytest.mark.parametrize(
+    "world", [{"delivery": {"duty_s": 120, "duty_cap_s": 30, "custody": 8}}], indirect=True
+)
+def test_records_that_nobody_answers_do_not_hold_up_the_rest(world):
+    """Their key was given up. Turns are shorter than the patience with them."""
+    (device,) = world.devices
+    device.link.up = False
+    world.cut(device)
+    observe(world, device, [WALK] * 20)
+    world.rotate(device)
+    world.run(3000)
+    observe(world, device, [REST] * 10)
+    world.gateway.give_up_keys_below(device.agent, 2)
+    device.link.up = True
+    assert world.until(lambda: len(world.gateway.rows()) == 10, 120 * MINUTE_MS)
+    assert world.settle() == {"delivered": 10, "waiting": 20}
+
+
 # -- bytes from elsewhere ---------------------------------------------------------------
 
 

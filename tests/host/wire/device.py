@@ -279,13 +279,14 @@ class Device:
         """Whether the gateway would believe this frame of ours.
 
         It does not when the device was revoked, or when the frame's key generation was
-        retired, which needs a copied flash: one copy reports that it holds nothing under
-        that generation, while another does. SPEC.md calls both final.
+        retired: by hand, or because one copy of a flash reported that it holds nothing
+        under it, while another does. Both are final.
         """
         gateway = self.world.gateway
         if gateway.revoked(self.agent):
             return False
-        return not (self.copied() and gateway.retired(self.agent, frame[16]))
+        may = self.copied() or self.agent in gateway.given_up
+        return not (may and gateway.retired(self.agent, frame[16]))
 
     def copied(self) -> bool:
         """Whether two flashes with a common past have existed for this agent."""

@@ -122,6 +122,7 @@ class Gateway:
         self._flush_at: int | None = None
         self._seen_row = 0
         self._failures = 0
+        self.given_up: set[bytes] = set()
         self.sent: list[tuple[str, bytes]] = []
         self._patches = [
             mock.patch.object(gateway.mqtt, "_wall_ms", world.utc_ms),
@@ -330,6 +331,14 @@ class Gateway:
         crash_at, self.crash_at = self.crash_at, None
         yield
         self.crash_at = crash_at
+
+    def give_up_keys_below(self, agent: bytes, generation: int) -> None:
+        """As an operator does whose device was opened by a thief."""
+        with self._operator():
+            self.store.begin()
+            self.registry.retire(agent, generation, self.world.utc_ms())
+            self.store.commit()
+        self.given_up.add(agent)
 
     def generation(self, agent: bytes) -> int:
         device = self.registry.device(agent)

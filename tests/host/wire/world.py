@@ -98,6 +98,7 @@ class World:
         self.devices: list[Device] = []
         # Agents of which two flashes with a common past have existed.
         self.copied: set[bytes] = set()
+        self.generations: dict[bytes, int] = {}  # newest key given to a device
         # Agents whose numbers began again with 1.
         self.wiped: set[bytes] = set()
         # Whether messages of one device may have overtaken each other or come from the
@@ -175,9 +176,7 @@ class World:
             device.link.heal()
             device.flash.cut_at = -1
             device.flash.capacity = 0
-            # An operator who restored an old backup begins the lost generations again.
-            while self.gateway.generation(device.agent) < device.settings["generation"]:
-                self.gateway.rotate(device.agent)
+            self._begin_generations(device.agent)
             device.boot()
 
     def quiet(self) -> bool:
@@ -276,8 +275,10 @@ class World:
         """A new key generation: enrolled again, the device restarts with it."""
         if not self.gateway.up or self.gateway.disk_full or self.gateway.revoked(device.agent):
             return
+        self._begin_generations(device.agent)
         self.gateway.rotate(device.agent)
         generation = self.gateway.generation(device.agent)
+        self.generations[device.agent] = generation
         for one in self.devices:
             if one.agent == device.agent:
                 key = device_key(CRYPTO, MASTER, one.agent, generation)
@@ -306,6 +307,11 @@ class World:
             if size:
                 device.memory.rotten = True
                 device.flash.flip(name, where % size, 1 << where % 8)
+
+    def _begin_generations(self, agent: bytes) -> None:
+        """What an operator who restored an old backup does about the keys given out since."""
+        while self.gateway.generation(agent) < self.generations.get(agent, 1):
+            self.gateway.rotate(agent)
 
     def replay_down(self, device: Device, which: int) -> None:
         """Somebody who heard them plays an old message to the device again."""
