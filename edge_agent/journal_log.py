@@ -250,6 +250,8 @@ class Log:
         segment.flags &= ~SEALED
         for r in records:
             segment.add(r)
+            if segment.chain != QUARANTINE:
+                self.state.top = max(self.state.top, r.seq + 1)
         return records
 
     def _header(self, segment: Segment) -> bytes:

@@ -65,6 +65,10 @@ def start(store: Store, jump: int = 0) -> "tuple[State, int, list[str]]":
         for i in range(len(segments)):
             if segments[i].sealed:
                 continue
+            if store.size(segments[i].name) < 0 and was_let_go(store, segments[i]) is not None:
+                # How far it had got is not known: its last numbers were used as well.
+                state.doubt = True
+                state.skip = max(state.skip, jump)
             limit = -1
             if i + 1 < len(segments):
                 # The next header says how much of this one was ever believed.
@@ -182,6 +186,7 @@ def _finish(state: State, low: int) -> None:
         if seq > low:
             state.drop(SKIPPED, seq - low, low, seq - 1)
         low = max(low, seq + 1)
+    state.top = state.next_seq
     state.skip = 0
     state.found = []
 

@@ -66,9 +66,11 @@ class State:
         self.gone: list[tuple[int, int]] = []
         self.removing: list[tuple[str, str]] = []  # (name, new name or "")
         self.chains: list[list[Segment]] = [[] for _ in range(CHAINS)]
-        # In RAM only. unsynced: lowest number that is not durable yet, 0 = none.  skip: how
-        # many numbers start-up passes over.  found: those it read behind the saved state.
+        # In RAM only. unsynced: lowest number that is not durable yet, 0 = none.  top: all
+        # that are durable, or ever were, are below.  skip: how many numbers start-up passes
+        # over.  found: those it read behind the saved state.
         self.unsynced = 0
+        self.top = 1
         self.skip = 0
         self.found: list[int] = []
 
@@ -115,6 +117,11 @@ class State:
             first = last = 0
         self.drop(reason, count, first, last)
 
+    def _durable_next(self) -> int:
+        """The next seq to save: those in RAM only are forgotten by a power cut and given out
+        again, but no number that was ever durable is."""
+        return max(self.unsynced, self.top) if self.unsynced else self.next_seq
+
     def encode(self) -> bytes:
         out = bytearray(
             struct.pack(
@@ -125,7 +132,7 @@ class State:
                 0,
                 self.generation,
                 self.journal,
-                self.unsynced or self.next_seq,
+                self._durable_next(),
                 self.boot,
                 min(self.age, _U32),
                 self.counter,

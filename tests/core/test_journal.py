@@ -7,7 +7,7 @@ from sim_flash import ENOSPC, PowerCut, Prng, SimFlash
 from edge_agent.errors import ConfigError, JournalError, JournalFull, StoreError
 from edge_agent.journal import MAX_BATCH, Journal
 from edge_agent.journal_state import MAX_STATE, SLOTS, State, decode
-from edge_agent.segment import RECORD_BYTES, Segment, segment_name, walk
+from edge_agent.segment import RECORD_BYTES, Segment, left_name, segment_name, walk
 
 STEP = 7 if sys.implementation.name == "micropython" else 1
 
@@ -352,6 +352,51 @@ class TestStart(unittest.TestCase):
             self.assertEqual(after.listed, 0)
             reads.append(after.reads)
         self.assertLessEqual(max(reads), 8)
+
+    def test_no_number_is_used_again_when_its_segment_was_let_go_on_a_full_disk(self):
+        """The state is from before the records; their segment was emptied to make room for
+        the next one, and then the power went."""
+        for more in (0, 3):
+            store = SimFlash(1)
+            j = small(store)
+            fill(j, more)
+            if more:
+                j.save()
+            fill(j, 5)
+            before = j.next_seq
+            j.free(j.journal_id, [(1, before - 1)])
+            name = segment_name(1, 1)
+            store.rename(name, left_name(name, False))
+            store.sync_names()
+            after = small(store.power_cycle())
+            self.assertGreaterEqual(after.next_seq, before)
+            self.assertNotEqual(after.journal_id, j.journal_id)
+            self.assertEqual(frames(after), {})
+
+    def test_no_number_is_used_again_that_went_before_a_lower_one_was_durable(self):
+        """The urgent record of a batch reached a full disk, the other one did not; the
+        urgent one was delivered and its segment removed; then the power went."""
+        store = SimFlash(1)
+        j = small(store)
+        fill(j, 2)
+        j.append(3, b"normal", 1)
+        j.append(4, b"urgent", 0)
+        sync = store.sync
+
+        def full(name):
+            if name[:2] == "1-":
+                raise StoreError("no space left", name, "", ENOSPC)
+            sync(name)
+
+        store.sync = full
+        with self.assertRaises(StoreError):
+            j.sync()
+        j.free(j.journal_id, [(4, 4)])
+        store.sync = sync
+        j._log._make_room(0, [])
+        j.save()
+        after = small(store.power_cycle())
+        self.assertGreaterEqual(after.next_seq, 5)
 
     def test_a_torn_tail_ends_its_segment(self):
         store = SimFlash(1)
