@@ -180,6 +180,7 @@ def _finish(state: State, low: int) -> None:
     for segment in state.segments():
         if segment.count:
             state.next_seq = max(state.next_seq, segment.last + 1)
+    state.next_seq = max(state.next_seq, state.top)
     low = state.next_seq if low < 0 else low
     state.next_seq += state.skip
     for seq in sorted(state.found) + [state.next_seq]:

@@ -3,7 +3,8 @@
 The state is one small block, written whole and in turn to the files `state0` and
 `state1`; the readable one with the higher generation counts. It holds
 
-- the current journal id, next seq, boot counter, age, down counter, settings version;
+- the current journal id, the seqs from which on records are not durable and were never
+  durable, boot counter, age, down counter, settings version;
 - a table of all segments with their good length, seq bounds and freed ranges;
 - the next segment number of each chain;
 - drop counters and the newest ranges of dropped seqs;
@@ -19,7 +20,7 @@ from edge_agent.errors import JournalError, StoreError
 from edge_agent.interfaces import Store
 from edge_agent.segment import ANNOUNCED, CHAINS, QUARANTINE, Segment, read_bytes
 
-VERSION = 1
+VERSION = 2
 SLOTS = ("state0", "state1")
 MAX_STATE = 24576  # bytes; a larger state file is not ours
 MAX_STATE_RANGES = 256  # freed ranges in all that a saved state holds
@@ -37,7 +38,7 @@ CORRUPT = 5  # damaged on the medium
 UNREADABLE = 6  # its segment is missing or cannot be read
 REFUSED = 7  # refused by the gateway and pushed out of the quarantine
 
-_FIXED = ">4sBBHI4sIIIQI"
+_FIXED = ">4sBBHI4sIIIIQI"
 _COUNTS = ">%dI" % (CHAINS + REASONS + 5)
 _SEGMENT = ">BBIIIIHHIIBB"
 _DOUBT = 1
@@ -52,6 +53,7 @@ class State:
         self.doubt = False  # identities may have been used that are not known here
         self.journal = bytes(4)
         self.next_seq = 1
+        self.top = 1  # all that are durable, or ever were, are below
         self.boot = 0
         self.age = 0
         self.counter = 0
@@ -66,11 +68,9 @@ class State:
         self.gone: list[tuple[int, int]] = []
         self.removing: list[tuple[str, str]] = []  # (name, new name or "")
         self.chains: list[list[Segment]] = [[] for _ in range(CHAINS)]
-        # In RAM only. unsynced: lowest number that is not durable yet, 0 = none.  top: all
-        # that are durable, or ever were, are below.  skip: how many numbers start-up passes
-        # over.  found: those it read behind the saved state.
+        # In RAM only. unsynced: lowest number that is not durable yet, 0 = none.  skip: how
+        # many numbers start-up passes over.  found: those it read behind the saved state.
         self.unsynced = 0
-        self.top = 1
         self.skip = 0
         self.found: list[int] = []
 
@@ -117,11 +117,6 @@ class State:
             first = last = 0
         self.drop(reason, count, first, last)
 
-    def _durable_next(self) -> int:
-        """The next seq to save: those in RAM only are forgotten by a power cut and given out
-        again, but no number that was ever durable is."""
-        return max(self.unsynced, self.top) if self.unsynced else self.next_seq
-
     def encode(self) -> bytes:
         out = bytearray(
             struct.pack(
@@ -132,7 +127,10 @@ class State:
                 0,
                 self.generation,
                 self.journal,
-                self._durable_next(),
+                # Those in RAM only are forgotten by a power cut and given out again,
+                # but no number that was ever durable is.
+                self.unsynced or self.next_seq,
+                self.top,
                 self.boot,
                 min(self.age, _U32),
                 self.counter,
@@ -214,7 +212,7 @@ class _Reader:
 def decode(data: bytes) -> "State | None":
     """The state in a slot; None when the bytes are not one.
 
-    JournalError when a newer version of this software wrote it.
+    JournalError when another version of this software wrote it.
     """
     if len(data) < 8 or data[:4] != b"QJST":
         return None
@@ -228,7 +226,7 @@ def decode(data: bytes) -> "State | None":
         raise JournalError(
             "the journal has format %d, this software knows %d" % (data[4], VERSION),
             "state",
-            "Install the newer edge-agent again, or let it deliver everything first",
+            "Install the edge-agent that wrote it again, or let that one deliver everything first",
         )
     try:
         return _decode(_Reader(body))
@@ -240,7 +238,8 @@ def _decode(r: _Reader) -> State:
     s = State()
     f = struct.unpack(_FIXED, r.bytes(struct.calcsize(_FIXED)))
     s.doubt = f[2] & _DOUBT != 0
-    s.generation, s.journal, s.next_seq, s.boot, s.age, s.counter, s.cfg_version = f[4:]
+    s.generation, s.journal, s.next_seq, s.top, s.boot = f[4:9]
+    s.age, s.counter, s.cfg_version = f[9:]
     counts = list(r.fields(_COUNTS))
     s.next_number = counts[:CHAINS]
     s.drops = counts[CHAINS : CHAINS + REASONS]
