@@ -167,6 +167,8 @@ class Ledger:
                 if device.served(frame):
                     self.fail("waits for ever: %r at %s", identity, device.name)
                 end = end or "waiting"
+            elif frame in self.restored_away:
+                pass  # freed here, lost there, and still held by a copy of this flash
             else:
                 unexplained.setdefault(device, []).append(identity)
                 end = end or "dropped"
