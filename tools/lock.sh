@@ -7,4 +7,4 @@ cd "$(dirname "$0")/.."
 printf 'hatchling>=1.25\neditables>=0.5\nbackports-strenum<1.3\n' |
     uv pip compile -q --universal --python-version 3.11 --generate-hashes \
         --no-header --no-annotate --no-emit-index-url \
-        --extra gateway --extra broker --extra test pyproject.toml - -o constraints.txt
+        --extra gateway --extra broker --extra dht --extra sql --extra train --extra boards --extra test pyproject.toml - -o constraints.txt
