@@ -111,6 +111,8 @@ def test_whatever_ends_the_demo_ends_everything(tmp_path: Path, how: signal.Sign
         env={**os.environ, "TMPDIR": str(temporary)},
         stderr=subprocess.PIPE,
         text=True,
+        # A job in the background of a shell inherits an ignored SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     for line in child.stderr:
         if "Replaying" in line:
