@@ -1,5 +1,5 @@
 #!/bin/sh
-# Build the native TFLite kernels: mpy_port/tflite/natmod/kernels_ARCH.mpy, about 8 KB each.
+# Build the native TFLite kernels: mpy_port/tflite/natmod/kernels_ARCH.mpy, 12 to 21 KB each.
 #   sh tools/natmod.sh [ARCH ...]     by default every architecture that has a compiler here
 # A board needs only the file of its own architecture, in that folder.
 # Needs MicroPython's source (tools/micropython.sh gets it). A second run takes a second.

@@ -484,3 +484,84 @@ def average_pool_2d(out: "Any", x: "Any", p: "Any") -> None:
 
 def max_pool_2d(out: "Any", x: "Any", p: "Any") -> None:
     _pooled(out, x, p, 0)
+
+
+@micropython.viper
+def _pairs(a: ptr8, b: ptr8, acc: int, out: ptr8, p: ptr32, first: int):
+    """add (first = 0) and mul (first = 2), see the contract. Stages: scale a, b, the result."""
+    sign = 1
+    sign = sign << 31
+    if sign < 0:
+        sign = 0
+    za = ((p[12] ^ sign) - sign) + 128
+    zb = ((p[13] ^ sign) - sign) + 128
+    zo = (p[14] ^ sign) - sign
+    lo = (p[15] ^ sign) - sign
+    hi = (p[16] ^ sign) - sign
+    a_base = int(a)
+    b_base = int(b)
+    i = 0
+    while i < p[0]:
+        j = 0
+        while j < p[1]:
+            k = 0
+            while k < p[2]:
+                a = ptr8(a_base + i * p[4] + j * p[5] + k * p[6])
+                b = ptr8(b_base + i * p[8] + j * p[9] + k * p[10])
+                n = p[3]
+                while n > 0:
+                    u = (a[0] ^ 128) - za
+                    v = (b[0] ^ 128) - zb
+                    total = 0
+                    stage = first
+                    if stage == 2:
+                        total = u * v
+                    while stage < 3:
+                        acc = total
+                        at = 17
+                        if stage == 0:
+                            acc = u << 20
+                            at = 19
+                        if stage == 1:
+                            acc = v << 20
+                            at = 21
+                        high = p[at]
+                        low = high & 65535
+                        high = high >> 16
+                        x = acc & 65535
+                        acc = acc >> 16
+                        y = acc * low
+                        low = x * low
+                        x = x * high
+                        low = ((low >> 16) & 65535) + (x & 65535) + (y & 65535)
+                        acc = acc * high + (x >> 16) + (y >> 16) + (low >> 16)
+                        acc = (acc << 1) + ((((low >> 14) & 3) + 1) >> 1)
+                        right = 0 - ((p[at + 1] ^ sign) - sign)
+                        if right > 0:
+                            acc = (acc + (acc >> 31) + (1 << (right - 1))) >> right
+                        total += acc
+                        stage += 1
+                    acc += zo
+                    if acc < lo:
+                        acc = lo
+                    if acc > hi:
+                        acc = hi
+                    out[0] = acc
+                    out = ptr8(int(out) + 1)
+                    a = ptr8(int(a) + p[7])
+                    b = ptr8(int(b) + p[11])
+                    n -= 1
+                k += 1
+            j += 1
+        i += 1
+
+
+def add(out: "Any", a: "Any", b: "Any", p: "Any") -> None:
+    _pairs(a, b, 0, out, p, 0)
+
+
+def mul(out: "Any", a: "Any", b: "Any", p: "Any") -> None:
+    if p[18] > 0:  # the shift: sums could wrap
+        reference.mul(out, a, b, p)
+    else:
+        _pairs(a, b, 0, out, p, 2)
