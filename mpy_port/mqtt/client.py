@@ -111,7 +111,7 @@ class MqttLink(Link):
         self._taken = None
         self._up.clear()
         self._news.clear()
-        self._opening = asyncio.create_task(open_stream(self._broker, self._now))
+        self._opening = asyncio.create_task(self._dial())
         try:
             self._stream = stream = await self._opening
         except asyncio.CancelledError:
@@ -188,6 +188,10 @@ class MqttLink(Link):
                 if not self._writing and not self.session.talkative:
                     break
         self._lose(LinkError("network", "closed"), True)
+
+    async def _dial(self) -> "Stream":
+        """A fresh connection to the broker. LinkError, ConfigError."""
+        return await open_stream(self._broker, self._now)
 
     # -- the tasks of a connection ----------------------------------------------------------
 
