@@ -59,7 +59,7 @@ core32:
 	.cache/micropython/micropython32 -X heapsize=8M tests/core/run.py
 
 host: venv debian
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 bench: venv debian
 	@for b in benchmarks/[a-z]*.py; do echo "== $$b"; $(BIN)/python $$b --check || bad=1; done; exit $${bad:-0}
