@@ -75,20 +75,20 @@ class Interpreter:
             model, plan = read_files(model, plan)
         self._arena: Any = None
         self._steps: list[Step] = []
-        modules = kernels.load(tier)
-        reader = getattr(modules[0], "Reader", None)
+        tiers = kernels.Tiers(tier)
+        reader = getattr(tiers.first, "Reader", None)
         try:
             if reader is not None:
                 # It leaves little garbage: collecting often would take longer than loading.
                 collect()
                 try:
-                    self._open(model, modules, reader, plan, arena_limit)
+                    self._open(model, tiers, reader, plan, arena_limit)
                     return
                 except MemoryError:
                     self._arena, self._steps = None, []  # again, more slowly
             before = collect_often()
             try:
-                self._open(model, modules, reader or Reader, plan, arena_limit)
+                self._open(model, tiers, reader or Reader, plan, arena_limit)
             finally:
                 collect_as_before(before)
         except MemoryError:
@@ -98,12 +98,12 @@ class Interpreter:
     def _open(
         self,
         model: "Any",
-        modules: "list[Any]",
+        tiers: kernels.Tiers,
         reader: "type[Reader]",
         plan: "Any",
         arena_limit: int,
     ) -> None:
-        self.tier = kernels.tier_name(modules[0])
+        self.tier = kernels.tier_name(tiers.first)
         self.planned = plan is not None
         self.arena_bytes = 0
         graph = Graph(model, reader)
@@ -112,9 +112,9 @@ class Interpreter:
             raise ModelError(
                 "unsupported operators: " + ", ".join(lacking), "model", "Change these layers"
             )
-        self._load(graph, modules, plan, arena_limit)
+        self._load(graph, tiers, plan, arena_limit)
 
-    def _load(self, graph: Graph, modules: "list[Any]", plan: "Any", limit: int) -> None:
+    def _load(self, graph: Graph, tiers: kernels.Tiers, plan: "Any", limit: int) -> None:
         layout = planner.layout(graph)
         if plan is None:
             offsets, self.arena_bytes = planner.greedy(layout.blocks)
@@ -138,7 +138,7 @@ class Interpreter:
 
         self._steps = []
         for op in graph.operators:
-            step = prepare(graph, op, modules, view)
+            step = prepare(graph, op, tiers, view)
             if step is not None:
                 self._steps.append(step)
         self.inputs = [TensorInfo(graph, k) for k in graph.inputs]

@@ -14,6 +14,7 @@ ModelError.
 from . import op_values, op_window
 from .errors import ModelError
 from .flatbuffer import Graph, Operator
+from .kernels import Tiers
 from .operands import Call
 
 TYPE_CHECKING = False
@@ -58,14 +59,14 @@ def missing(graph: Graph) -> "list[str]":
 
 
 def prepare(
-    graph: Graph, op: Operator, modules: "list[Any]", view: "Callable[[int], Any]"
+    graph: Graph, op: Operator, tiers: Tiers, view: "Callable[[int], Any]"
 ) -> "Step | None":
     """(name, kernel, arguments) to call at every invocation, None when nothing is to be done.
 
-    modules: kernel tiers, best first.  view(index): memory of a computed tensor.
+    tiers: where kernels come from.  view(index): memory of a computed tensor.
     ModelError names the operator or the tensor.
     """
-    call = Call(graph, op, modules, view)
+    call = Call(graph, op, tiers, view)
     graph.reader.where = ""  # names take long to make; only errors get them
     try:
         return OPERATORS[op.code](call)

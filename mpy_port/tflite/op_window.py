@@ -2,7 +2,6 @@
 
 from array import array
 
-from . import kernels
 from .errors import ModelError
 from .flatbuffer import INT32, Tensor
 from .operands import Call
@@ -69,7 +68,7 @@ def _multipliers(c: Call, x: Tensor, w: Tensor, out: Tensor) -> "tuple[array[int
     mul = array("i", bytes(4 * count))
     shift = array("b", bytes(count))
     scales = c.graph.reader.data[at : at + 4 * count]
-    bad = kernels.find(c.modules, "multipliers", p)(mul, shift, scales, p)
+    bad = c.tiers.find("multipliers", p)(mul, shift, scales, p)
     if bad >= 0:
         raise ModelError("scale of channel %d is not usable" % bad, c.graph.where(w.index))
     return mul, shift

@@ -30,11 +30,11 @@ class Call:
     """
 
     def __init__(
-        self, graph: Graph, op: Operator, modules: "list[Any]", view: "Callable[[int], Any]"
+        self, graph: Graph, op: Operator, tiers: kernels.Tiers, view: "Callable[[int], Any]"
     ) -> None:
         self.graph = graph
         self.op = op
-        self.modules = modules
+        self.tiers = tiers
         self.view = view
 
     def fail(self, what: str, fix: str = "") -> ModelError:
@@ -140,7 +140,7 @@ class Call:
 
     def kernel(self, name: str, *args: "Any") -> "Step":
         """The call to make at every invocation. The last argument holds the parameters."""
-        return name, kernels.find(self.modules, name, args[-1]), args
+        return name, self.tiers.find(name, args[-1]), args
 
     def same_scale(self, a: Tensor, b: Tensor) -> None:
         """Refuse operands that are quantised differently."""

@@ -196,8 +196,8 @@ def test_the_best_tier_here_is_taken(folder, built):
     script = (
         "import sys\nsys.path.insert(0, %r)\n"
         "from mpy_port.tflite import kernels\n"
-        "print([kernels.tier_name(m) for m in kernels.load()])\n"
-        "print([kernels.tier_name(m) for m in kernels.load('viper')])\n"
+        "print([kernels.tier_name(m) for m in kernels.Tiers().all()])\n"
+        "print([kernels.tier_name(m) for m in kernels.Tiers('viper').all()])\n"
     ) % str(ROOT)
     first, second = on_unix("x64", "-c", script).splitlines()
     assert first == "['native', 'viper', 'python']"

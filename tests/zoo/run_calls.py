@@ -12,7 +12,7 @@ from array import array
 
 sys.path.insert(0, (__file__.rpartition("/")[0] or ".") + "/../..")
 
-from mpy_port.tflite.kernels import load, python
+from mpy_port.tflite.kernels import Tiers, python
 
 
 class Dice:
@@ -205,7 +205,7 @@ def multipliers(d, tier):
 
 
 def main(name, count=300, seed=1):
-    tier = load(name)[0]
+    tier = Tiers(name).first
     d = Dice(int(seed))
     done = wrong = 0
     for kernel in sorted(MAKERS):

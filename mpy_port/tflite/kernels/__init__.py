@@ -63,38 +63,57 @@ TIERS = (
 )
 
 
-def load(tier: "str | None" = None) -> "list[Any]":
-    """Modules to take kernels from, best first; `tier` forces the first of them.
+class Tiers:
+    """The modules to take kernels from, best first. Each is imported when it is needed:
+    on a board most models never need a second one, whose code would take heap.
 
-    ModelError when the tier has no such name or cannot be imported here.
+    tier: forces the first of them; None: the best there is here. ModelError when the tier
+    has no such name or cannot be imported here.
     """
-    found = []
-    for name, module in TIERS:
-        if name != "python" and tier not in (None, name):
-            continue
-        try:
-            found.append(__import__(__name__ + "." + module, None, None, ("accepts",), 0))
-        except ImportError as error:
-            if name == "python":
-                raise  # it needs nothing that could be missing
-            if name == tier:
-                raise ModelError("kernel tier %s is not usable here: %s" % (tier, error))
-    if len(found) == 1 and tier not in (None, "python"):
-        names = ", ".join([name for name, _ in TIERS])
-        raise ModelError("no kernel tier %r" % tier, "", "Choose from " + names)
-    return found
 
+    def __init__(self, tier: "str | None" = None) -> None:
+        names = [name for name, _ in TIERS]
+        if tier is not None and tier not in names:
+            raise ModelError("no kernel tier %r" % tier, "", "Choose from " + ", ".join(names))
+        self._forced = tier
+        self._rest = [t for t in TIERS if tier in (None, t[0]) or t[0] == "python"]
+        self._found: list[Any] = []
+        self.first = self._next()
 
-def find(modules: "list[Any]", name: str, p: "Any") -> "Any":
-    """The kernel `name` of the first module that has it and takes these parameters."""
-    for module in modules:
-        kernel = getattr(module, name, None)
-        if kernel is None:
-            continue
-        accepts = getattr(module, "accepts", None)
-        if accepts is None or accepts(name, p):
-            return kernel
-    raise ModelError("no kernel for " + name)
+    def _next(self) -> "Any":
+        """Import the best that is left."""
+        while True:
+            name, module = self._rest.pop(0)
+            try:
+                found = __import__(__name__ + "." + module, None, None, ("accepts",), 0)
+            except ImportError as error:
+                if name == "python":
+                    raise  # it needs nothing that could be missing
+                if name == self._forced:
+                    raise ModelError("kernel tier %s is not usable here: %s" % (name, error))
+                continue
+            self._found.append(found)
+            return found
+
+    def all(self) -> "list[Any]":
+        """Every module there is here; imports them all."""
+        while self._rest:
+            self._next()
+        return self._found
+
+    def find(self, name: str, p: "Any") -> "Any":
+        """The kernel `name` of the first module that has it and takes these parameters."""
+        k = 0
+        while k < len(self._found) or self._rest:
+            module = self._found[k] if k < len(self._found) else self._next()
+            k += 1
+            kernel = getattr(module, name, None)
+            if kernel is None:
+                continue
+            accepts = getattr(module, "accepts", None)
+            if accepts is None or accepts(name, p):
+                return kernel
+        raise ModelError("no kernel for " + name)
 
 
 def tier_name(module: "Any") -> str:
