@@ -1,0 +1,69 @@
+"""A small world for tests of the routing layer: a domain, clustered vectors, a codebook."""
+
+from functools import cache
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from edge_agent.cpython.signer import HostCrypto
+from edge_agent.domain import Domain, Features, VectorSpace, make_domain
+from gateway.codebook import Codebook, make_codebook
+from gateway.sketch import INT4, INT8, SIGN
+
+CRYPTO = HostCrypto()
+OWNER = bytes(range(32))
+PUBLIC = (
+    Ed25519PrivateKey.from_private_bytes(OWNER)
+    .public_key()
+    .public_bytes(Encoding.Raw, PublicFormat.Raw)
+)
+FEATURES = Features("stats48", 6, 128, 64, tuple([0] * 48), tuple([1] * 48), 8)
+SPACE = VectorSpace(64, "test-profile", 1, 0, FEATURES)
+
+
+@cache
+def domain(name: str = "routing test", labels: int = 4) -> Domain:
+    names = [f"label-{i}" for i in range(labels)]
+    return Domain.load(make_domain(CRYPTO, OWNER, PUBLIC, name, 1, SPACE, names), CRYPTO)
+
+
+def clustered(n: int, seed: int = 0, clusters: int = 40, spread: float = 14.0):
+    """(vectors (n, 64) int8, cluster of each)."""
+    centres = np.random.default_rng(99).normal(0, 30, (clusters, 64))
+    rng = np.random.default_rng(seed)
+    which = rng.integers(0, clusters, n)
+    rows = centres[which] + rng.normal(0, spread, (n, 64))
+    return np.clip(np.rint(rows), -127, 127).astype(np.int8), which
+
+
+@cache
+def codebook_file(
+    kind: int = INT4, version: int = 1, k1: int = 16, k2: int = 4, radius: int = 0
+) -> bytes:
+    """Centroids are plain samples: good enough to test by, and quick."""
+    first = clustered(k1, 1)[0]
+    near = clustered(k1 * k2, 2)[0].reshape(k1, k2, 64) // 4 + first[:, None] // 2
+    step = {INT4: bytes([10] * 64), SIGN: 150, INT8: 0}[kind]
+    return make_codebook(
+        CRYPTO,
+        OWNER,
+        domain(),
+        version,
+        kind,
+        step,
+        bytes(64),
+        radius,
+        first,
+        near.astype(np.int8),
+        np.full((k1, k2), 160),
+        k1,
+        "for tests",
+    )
+
+
+@cache
+def codebook(
+    kind: int = INT4, version: int = 1, k1: int = 16, k2: int = 4, radius: int = 0
+) -> Codebook:
+    return Codebook.load(codebook_file(kind, version, k1, k2, radius), CRYPTO, domain())
