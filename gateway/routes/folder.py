@@ -1,0 +1,405 @@
+"""A route through a directory that all members see: a network share, or one that a tool
+keeps in step (Syncthing, rsync, a USB stick carried about).
+
+```
+<folder>/<owner hex>/<key hex>/<token hex>      one value
+<folder>/<owner hex>/.tmp/                      being written
+```
+
+Only the owner writes below its own name, so a tool that copies files never has two
+versions to choose from. A value is written to `.tmp`, synced, and renamed into place: a
+writer killed at any instruction leaves a whole file or none under a final name. A tool may
+still show half a file, a file of zeros or a conflict copy: the header carries length and
+CRC-32, names that are not exactly a token are ignored, and what does not check is counted
+as `damaged` and read again later. Times of files mean nothing, clocks and tools change
+them; the expiry stands in the header:
+
+    "QR" | version 1 | 0 | expires u32 | length u16 | crc32 u32 of all before and the value
+
+all big-endian. Entries may be anything (a device, a link, a directory, a gigabyte):
+only regular files are opened, without following links or blocking, and at most one byte
+more than a value can have is read.
+
+A watch polls. For each owner and watched key the times and inode of the directory are compared
+with the last look; when they differ, or did within the last seconds, the files are looked
+at, and those that changed are read. Every `FULL_S` everything is read again, for media
+whose directories lie about their times. A poll that takes long makes the next one later.
+
+Files whose expiry passed a day ago are removed by whoever sees them, so that the dead do
+not pile up; an owner whose files vanish before their time writes them again.
+"""
+
+import asyncio
+import os
+import stat
+import struct
+import time
+import zlib
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+from gateway.routes import OWNER_SIZE, PER_OWNER, TOKEN_SIZE, VALUE_MAX, RouteError
+from gateway.routes.gather import Gather
+from gateway.routes.held import Name
+from gateway.routes.local import VERB_S, LocalRoute
+
+HEADER = struct.Struct(">2sBBIH")
+HEADER_SIZE = HEADER.size + 4
+MAGIC, VERSION = b"QR", 1
+TMP = ".tmp"
+POLL_S = 0.2
+FULL_S = 10.0
+# A directory that changed this recently may change again within its clock's grain.
+_FRESH_S = 3.0
+_OWNERS = 4096  # owner directories looked at
+_ENTRIES = 1024  # files of one owner under one key looked at
+_DEAD_S = 86400
+_CHECKED = 250
+_NOFOLLOW = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+# What a file looked like: inode, size, time of change. A new look means read again.
+_Look = tuple[int, int, int]
+
+
+def encode(value: bytes, expires_s: int) -> bytes:
+    """The bytes of a file."""
+    head = HEADER.pack(MAGIC, VERSION, 0, expires_s, len(value))
+    return head + zlib.crc32(head + value).to_bytes(4, "big") + value
+
+
+def decode(data: bytes) -> tuple[bytes, int] | None:
+    """(value, expiry), or None: half a file, or no file of ours."""
+    if len(data) <= HEADER_SIZE:
+        return None
+    magic, version, _, expires_s, size = HEADER.unpack_from(data)
+    value = data[HEADER_SIZE:]
+    crc = zlib.crc32(value, zlib.crc32(data[: HEADER.size]))
+    if (magic, version, size) != (MAGIC, VERSION, len(value)) or size > VALUE_MAX:
+        return None
+    if crc.to_bytes(4, "big") != data[HEADER.size : HEADER_SIZE]:
+        return None
+    return value, expires_s
+
+
+def is_hex(name: str, size: int) -> bool:
+    """Exactly `size` bytes in lower-case hex: nothing else is a name of ours."""
+    return len(name) == 2 * size and all(c in "0123456789abcdef" for c in name)
+
+
+class _Seen:
+    """What the poll knows of one owner's directory for one key."""
+
+    __slots__ = ("changed_at", "files", "look")
+
+    def __init__(self) -> None:
+        self.look: _Look | None = None
+        self.changed_at = 0.0
+        self.files: dict[str, tuple[_Look, bytes, int]] = {}
+
+
+class FolderRoute(LocalRoute):
+    """folder: exists already, and is where a tool or a share brings the others' files.
+
+    A message is a file operation: a directory listed, a file read, written or removed."""
+
+    name = "folder"
+    unit = "file operations"
+    check_s = 1.0
+
+    def __init__(
+        self, owner: bytes, folder: "Path | str", *, poll_s: float = POLL_S, **options: Any
+    ) -> None:
+        super().__init__(owner, **options)
+        self.folder = Path(folder)
+        self.mine = self.folder / owner.hex()
+        self.poll_s = poll_s
+        self._poll_task: asyncio.Task[None] | None = None
+        self._polling = asyncio.Event()
+        self._seen: dict[tuple[str, bytes], _Seen] = {}
+        self._serial = 0
+        self._unchecked: list[Name] = []
+        self._owners: list[str] = []
+
+    # -- verbs ------------------------------------------------------------------------
+
+    async def _start(self) -> None:
+        try:
+            async with asyncio.timeout(VERB_S):
+                await self._in_thread("write", self._prepare)
+            self._set_up(True)
+        except (NotADirectoryError, PermissionError) as error:
+            raise RouteError(str(error.strerror), str(self.folder), "Give a folder to write in")
+        except (OSError, TimeoutError):
+            if not self.folder.parent.exists():
+                raise RouteError("no such folder", str(self.folder), "Make it, or mount the share")
+        self._poll_task = asyncio.create_task(self._poll())
+
+    async def _stop(self) -> None:
+        if self._poll_task is not None:
+            self._poll_task.cancel()
+            await asyncio.gather(self._poll_task, return_exceptions=True)
+
+    def _prepare(self) -> None:
+        """The owner's directory, without what a killed writer left half done."""
+        if not self.folder.is_dir():
+            raise FileNotFoundError(str(self.folder))
+        tmp = self.mine / TMP
+        tmp.mkdir(parents=True, exist_ok=True)
+        for entry in os.scandir(tmp):
+            if entry.is_file(follow_symlinks=False):
+                os.unlink(entry.path)
+
+    async def _probe(self) -> None:
+        await self._in_thread("write", self._prepare)
+        self._set_up(True)
+        self._unchecked = []
+
+    async def _put(self, key: bytes, token: bytes, value: bytes, expires_s: int) -> bool:
+        await self._writing(self._write, key, token, encode(value, expires_s))
+        self._spent("announce", 1)
+        return True
+
+    async def _drop(self, key: bytes, token: bytes) -> bool:
+        await self._writing(self._remove, self.mine / key.hex() / token.hex())
+        self._spent("withdraw", 1)
+        return True
+
+    async def _writing(self, work: Any, *arguments: Any) -> None:
+        try:
+            await self._in_thread("write", work, *arguments)
+        except OSError:
+            self._set_up(False)
+            raise
+
+    def _write(self, key: bytes, token: bytes, data: bytes) -> None:
+        if not self.folder.is_dir():  # an unmounted share must not be filled underneath
+            raise FileNotFoundError(str(self.folder))
+        self._serial += 1
+        tmp = self.mine / TMP / f"{os.getpid()}-{id(self):x}-{self._serial}"
+        home = self.mine / key.hex()
+        home.mkdir(parents=True, exist_ok=True)
+        tmp.parent.mkdir(exist_ok=True)
+        fd = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        try:
+            with open(fd, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(fd)
+            os.rename(tmp, home / token.hex())
+        except BaseException:
+            tmp.unlink(missing_ok=True)
+            raise
+        directory = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def _remove(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+        try:
+            path.parent.rmdir()
+        except OSError:
+            pass  # other values under this key
+
+    async def _lost(self) -> Iterable[Name]:
+        """A part of them at a time, so that looking costs little."""
+        if not self._unchecked:
+            self._unchecked = [n for n, slot in self._held.slots.items() if slot.value is not None]
+        some, self._unchecked = self._unchecked[:_CHECKED], self._unchecked[_CHECKED:]
+        return await self._in_thread("write", self._absent, some)
+
+    def _absent(self, names: list[Name]) -> list[Name]:
+        return [n for n in names if not (self.mine / n[0].hex() / n[1].hex()).exists()]
+
+    # -- reading ----------------------------------------------------------------------
+
+    async def _fetch(self, gather: Gather) -> None:
+        try:
+            await self._in_thread("read", self._read_keys, gather)
+        except OSError:
+            self._set_up(False)
+            raise
+
+    def _read_keys(self, gather: Gather) -> None:
+        owners = self._list_owners()
+        gather.messages += 1
+        for key in gather.keys:
+            for owner in owners:
+                for value, expires_s in self._read_key(owner, key, gather):
+                    gather.add(key, value, expires_s, bytes.fromhex(owner))
+            gather.done(key)
+
+    def _list_owners(self) -> list[str]:
+        """Owner directories, those of ours first."""
+        found = []
+        with os.scandir(self.folder) as entries:
+            for entry in entries:
+                if is_hex(entry.name, OWNER_SIZE):
+                    found.append(entry.name)
+                    if len(found) >= 4 * _OWNERS:
+                        break
+        known = self.known
+        if known is not None:
+            found.sort(key=lambda name: not known(bytes.fromhex(name)))
+        self._owners = found[:_OWNERS]
+        return self._owners
+
+    def _read_key(self, owner: str, key: bytes, gather: Gather) -> list[tuple[bytes, int]]:
+        directory = self.folder / owner / key.hex()
+        names = self._list_key(directory)
+        gather.messages += 1
+        values = []
+        for name in names:
+            data = self._read(directory / name)
+            gather.messages += 1
+            entry = decode(data)
+            if entry is None:
+                gather.count("damaged")
+                continue
+            values.append(entry)
+            if entry[1] + _DEAD_S < self.clock():
+                self._bury(directory / name)
+            elif len(values) >= PER_OWNER:
+                break
+        return values
+
+    @staticmethod
+    def _list_key(directory: Path) -> list[str]:
+        names = []
+        try:
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    if is_hex(entry.name, TOKEN_SIZE):
+                        names.append(entry.name)
+                        if len(names) >= _ENTRIES:
+                            break
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        return names
+
+    @staticmethod
+    def _read(path: Path) -> bytes:
+        """b"" for what is no regular file, or went meanwhile."""
+        try:
+            fd = os.open(path, _NOFOLLOW)
+        except OSError:
+            return b""
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                return b""
+            return os.read(fd, HEADER_SIZE + VALUE_MAX + 1)
+        except OSError:
+            return b""
+        finally:
+            os.close(fd)
+
+    def _bury(self, path: Path) -> None:
+        try:
+            self._remove(path)
+        except OSError:
+            pass  # not ours to remove
+
+    # -- watching ---------------------------------------------------------------------
+
+    async def _listen(self, keys: Collection[bytes]) -> None:
+        self._polling.set()
+
+    async def _unlisten(self, keys: Collection[bytes]) -> None:
+        pass  # the poll drops what nobody watches
+
+    async def _poll(self) -> None:
+        full_at = 0.0
+        while True:
+            if not self._watches.keys:
+                self._polling.clear()
+                await self._polling.wait()
+            started = time.monotonic()
+            full = started >= full_at
+            keys = self._watched()
+            try:
+                changed = await self._in_thread("poll", self._look, keys, full)
+            except OSError:
+                self._set_up(False)
+                changed = {}
+            else:
+                if full:
+                    full_at = time.monotonic() + FULL_S
+            for key, state in changed.items():
+                self._told(key, state)
+            took = time.monotonic() - started
+            await asyncio.sleep(max(self.poll_s, 2 * took))
+
+    def _look(self, keys: list[bytes], full: bool) -> dict[bytes, dict[bytes, int]]:
+        """The state of each key that may have changed. Runs in the poll's own thread."""
+        now = time.monotonic()
+        owners = self._list_owners()
+        places = {(owner, key) for owner in owners for key in keys}
+        dirty = {key for owner, key in self._seen.keys() - places}
+        self._seen = {place: seen for place, seen in self._seen.items() if place in places}
+        for owner, key in places:
+            if self._look_at(owner, key, now, full):
+                dirty.add(key)
+        self.messages["watch"] += len(places) + 1
+        states = {}
+        for key in dirty.intersection(keys):
+            gather = Gather([key], self.clock(), self.counters, self.known)
+            for owner in owners:
+                seen = self._seen.get((owner, key))
+                for _, value, expires_s in seen.files.values() if seen else ():
+                    gather.add(key, value, expires_s, bytes.fromhex(owner))
+            states[key] = gather.state(key)
+        return states
+
+    def _look_at(self, owner: str, key: bytes, now: float, full: bool) -> bool:
+        """Whether anything is different from the last look."""
+        directory = self.folder / owner / key.hex()
+        look = _look_of(directory)
+        seen = self._seen.get((owner, key))
+        if seen is None:
+            if look is None:
+                return False
+            seen = self._seen[owner, key] = _Seen()
+        if look != seen.look:
+            seen.look, seen.changed_at = look, now
+        elif not full and now - seen.changed_at > _FRESH_S:
+            return False
+        if look is None:
+            had = bool(seen.files)
+            seen.files = {}
+            return had
+        return self._read_changed(directory, seen)
+
+    def _read_changed(self, directory: Path, seen: _Seen) -> bool:
+        names = self._list_key(directory)
+        different = False
+        for name in seen.files.keys() - set(names):
+            del seen.files[name]
+            different = True
+        for name in names:
+            look = _look_of(directory / name)
+            old = seen.files.get(name)
+            if look is None or (old is not None and old[0] == look):
+                continue
+            self.messages["watch"] += 1
+            entry = decode(self._read(directory / name))
+            if entry is None:
+                self._count("damaged")
+                different |= seen.files.pop(name, None) is not None
+            elif len(seen.files) < PER_OWNER or name in seen.files:
+                seen.files[name] = (look, *entry)
+                different = True
+        return different
+
+    def _more_status(self) -> dict[str, Any]:
+        others = [owner for owner in self._owners if owner != self.owner.hex()]
+        return {"peers": len(others), "folder": str(self.folder)}
+
+
+def _look_of(path: Path) -> _Look | None:
+    try:
+        found = os.stat(path, follow_symlinks=False)
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
