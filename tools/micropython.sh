@@ -5,6 +5,8 @@
 #                    asyncio frozen, hashlib, cryptolib and tls, as boards have them
 #   stock-m3.elf     MicroPython's own firmware for QEMU's Cortex-M3 (mps2-an385)
 #   stock-rv32.elf   the same for QEMU's 32-bit RISC-V (virt); both for counting instructions
+#   qemu-rv32.elf    a board with flash, deep sleep and a modem's line on that machine, and
+#   qemu-m3.elf      on the other: hw_tests/boards/README.md
 #   source           MicroPython's source tree
 #
 #   sh tools/micropython.sh [PRODUCT ...]        all of them by default
@@ -197,33 +199,51 @@ unix32() {
     build micropython32 micropython ports/unix VARIANT_DIR="$top/tools/micropython/unix32"
 }
 
-# Without the frozen modules that MicroPython's own test suite adds.
-stock_m3() {
+# build_m3 PRODUCT INPUTS MAKE-ARGUMENT...
+build_m3() {
+    firmware=$1 files=$2
+    shift 2
     mpy_cross
     need arm-none-eabi-gcc gcc-arm-none-eabi libnewlib-arm-none-eabi
     need qemu-system-arm qemu-system-arm
-    compiler=arm-none-eabi-gcc inputs=""
-    build stock-m3.elf firmware.elf ports/qemu BOARD=MPS2_AN385 FROZEN_MANIFEST=
+    compiler=arm-none-eabi-gcc inputs=$files
+    build "$firmware" firmware.elf ports/qemu "$@"
 }
 
-stock_rv32() {
+# build_rv32 PRODUCT INPUTS MAKE-ARGUMENT...
+build_rv32() {
+    firmware=$1 files=$2
+    shift 2
     mpy_cross
     need riscv64-unknown-elf-gcc gcc-riscv64-unknown-elf picolibc-riscv64-unknown-elf
     qemu=qemu-system-misc
     apt-cache show qemu-system-riscv >/dev/null 2>&1 && qemu=qemu-system-riscv
     need qemu-system-riscv32 "$qemu"
-    compiler=riscv64-unknown-elf-gcc inputs=""
-    set -- BOARD=VIRT_RV32 FROZEN_MANIFEST=
+    compiler=riscv64-unknown-elf-gcc inputs=$files
     # Some compilers hold no libraries for the newer spelling of the same instruction set.
     case $($compiler -march=rv32imac_zicsr -mabi=ilp32 -print-libgcc-file-name) in
     *rv32*) ;;
     *) set -- "$@" RV32_ARCH=rv32imac RV32_ABI="ilp32 -misa-spec=2.2" ;;
     esac
-    build stock-rv32.elf firmware.elf ports/qemu "$@"
+    build "$firmware" firmware.elf ports/qemu "$@"
+}
+
+# Without the frozen modules that MicroPython's own test suite adds.
+stock_m3() { build_m3 stock-m3.elf "" BOARD=MPS2_AN385 FROZEN_MANIFEST=; }
+stock_rv32() { build_rv32 stock-rv32.elf "" BOARD=VIRT_RV32 FROZEN_MANIFEST=; }
+
+boards=$top/hw_tests/boards
+board_files() { find "$boards" -type f ! -name '*.md' | LC_ALL=C sort; }
+qemu_m3() {
+    build_m3 qemu-m3.elf "$(board_files)" BOARD=QEMU_M3 BOARD_DIR="$boards/QEMU_M3"
+}
+qemu_rv32() {
+    build_rv32 qemu-rv32.elf "$(board_files)" BOARD=QEMU_RV32 BOARD_DIR="$boards/QEMU_RV32"
 }
 
 mkdir -p "$cache"
-[ "$#" -gt 0 ] || set -- mpy-cross micropython32 stock-m3.elf stock-rv32.elf
+[ "$#" -gt 0 ] || set -- mpy-cross micropython32 stock-m3.elf stock-rv32.elf \
+    qemu-m3.elf qemu-rv32.elf
 exec 9>"$cache/lock"
 flock 9
 need python3 python3
@@ -237,6 +257,8 @@ for wanted in "$@"; do
     micropython32) unix32 ;;
     stock-m3.elf) stock_m3 ;;
     stock-rv32.elf) stock_rv32 ;;
+    qemu-m3.elf) qemu_m3 ;;
+    qemu-rv32.elf) qemu_rv32 ;;
     *) echo "micropython: no product $wanted" >&2; exit 2 ;;
     esac
 done

@@ -1,0 +1,6 @@
+# QEMU's "mps2-an385": a Cortex-M3.
+include boards/MPS2_AN385/mpconfigboard.mk
+include $(BOARD_DIR)/../common.mk
+
+CFLAGS += -DBOARD_M3=1
+LDSCRIPT = $(BOARD_DIR)/memory.ld

@@ -1,0 +1,95 @@
+// QEMU's "mps2-an385": timer, serial lines, the trap to the host, and sleep.
+#include "board.h"
+#if BOARD_M3
+
+#define REG32(address) (*(volatile uint32_t *)(uintptr_t)(address))
+
+__attribute__((noinline)) uint32_t semihost_trap(uint32_t op, const void *args) {
+    register uint32_t r0 __asm__ ("r0") = op;
+    register const void *r1 __asm__ ("r1") = args;
+    __asm__ volatile ("bkpt 0xab" : "+r" (r0) : "r" (r1) : "memory");
+    return r0;
+}
+
+// --- time: a counter of the FPGA's, prescaled from 25 MHz to 1 MHz ----------------------
+
+#define FPGAIO_COUNTER 0x40028018
+#define FPGAIO_PRESCALE 0x4002801c
+
+uint64_t cpu_ticks_us(void) {
+    static bool running;
+    static uint32_t last, wraps;
+    if (!running) {
+        running = true;
+        REG32(FPGAIO_PRESCALE) = 24;
+        REG32(FPGAIO_COUNTER) = 0;
+    }
+    uint32_t now = REG32(FPGAIO_COUNTER);
+    if (now < last) {
+        ++wraps; // seen, because somebody asks more often than every 71 minutes
+    }
+    last = now;
+    return (uint64_t)wraps << 32 | now;
+}
+
+uint64_t cpu_instructions(void) {
+    return 0;
+}
+
+// --- serial lines: five of ARM's, line n is QEMU's n-th -serial -------------------------
+
+enum { LINES = 5 };
+static const uint32_t line_address[LINES] = {
+    0x40004000, 0x40005000, 0x40006000, 0x40007000, 0x40009000,
+};
+enum { DATA = 0x00, STATE = 0x04, CTRL = 0x08, BAUDDIV = 0x10 };
+enum { STATE_TX_FULL = 1, STATE_RX_FULL = 2, CTRL_TX = 1, CTRL_RX = 2 };
+
+bool serial_exists(int line) {
+    return line >= 0 && line < LINES;
+}
+
+void serial_open(int line) {
+    REG32(line_address[line] + BAUDDIV) = 16; // below that QEMU's sends nothing
+    REG32(line_address[line] + CTRL) = CTRL_TX | CTRL_RX;
+}
+
+int serial_read(int line) {
+    uint32_t address = line_address[line];
+    return REG32(address + STATE) & STATE_RX_FULL ? (int)(REG32(address + DATA) & 0xff) : -1;
+}
+
+bool serial_can_write(int line) {
+    return !(REG32(line_address[line] + STATE) & STATE_TX_FULL);
+}
+
+void serial_write(int line, uint8_t byte) {
+    REG32(line_address[line] + DATA) = byte;
+}
+
+int serial_modem_status(int line) {
+    return -1;
+}
+
+// --- sleep ------------------------------------------------------------------------------
+
+#define SYSTICK_CTRL 0xe000e010
+#define SYSTICK_LOAD 0xe000e014
+#define SYSTICK_VALUE 0xe000e018
+#define SCB_ICSR 0xe000ed04
+
+// SysTick ends wfi, and PRIMASK keeps its handler from running. One millisecond at most,
+// because nothing else wakes us and the serial lines are polled.
+void cpu_idle(unsigned long ms) {
+    __asm__ volatile ("cpsid i");
+    REG32(SYSTICK_LOAD) = 25000; // 1 ms at 25 MHz
+    REG32(SYSTICK_VALUE) = 0;
+    REG32(SYSTICK_CTRL) = 7;     // on, with interrupt, at the processor's clock
+    __asm__ volatile ("wfi" : : : "memory");
+    REG32(SYSTICK_CTRL) = 0;
+    REG32(SCB_ICSR) = 1u << 25;  // no longer pending
+    __asm__ volatile ("cpsie i");
+    (void)ms;
+}
+
+#endif
