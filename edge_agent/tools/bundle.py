@@ -1,9 +1,10 @@
 """What a board gets: the device's modules as .mpy files, native kernels, and a manifest.
 
-    python -m edge_agent.tools.bundle --arch rv32imc --out DIR [--romfs FILE]
+    python -m edge_agent.tools.bundle --arch rv32imc --out DIR [--romfs FILE] [--add FILE ...]
 
     DIR/lib/edge_agent/*.mpy        the agent
     DIR/lib/mpy_port/**/*.mpy       adapters, MQTT client, model runtime; kernels_ARCH.mpy
+    DIR/NAME                        files that were added: model, plan, domain
     DIR/bundle.json                 architecture, .mpy version, size and SHA-256 of each file
 
 `lib` is on a board's path, both in its file system (`mpremote cp -r DIR/lib :`) and in
@@ -120,8 +121,12 @@ def bundle(
     out: "str | os.PathLike[str]",
     board: str | None = None,
     image: "str | os.PathLike[str] | None" = None,
+    add: "tuple[str | os.PathLike[str], ...]" = (),
 ) -> "dict[str, Any]":
-    """Write the bundle, and a ROMFS image of it; its manifest. ConfigError, StoreError."""
+    """Write the bundle, and a ROMFS image of it; its manifest. ConfigError, StoreError.
+
+    board: a module of mpy_port/boards to take along.  add: files for the top of the tree.
+    """
     if arch not in ARCHITECTURES:
         raise ConfigError(
             f"unknown architecture {arch!r}", "--arch", "Choose from " + ", ".join(ARCHITECTURES)
@@ -136,12 +141,14 @@ def bundle(
         with tempfile.TemporaryDirectory(prefix=target.name, dir=target.parent) as temporary:
             tree = Path(temporary) / "bundle"
             for name, source in modules.items():
-                _compile(compiler, arch, source, tree / "lib" / (name + ".mpy"))
+                compile_one(compiler, arch, source, tree / "lib" / (name + ".mpy"))
             kernels = native_kernels(arch)
             if kernels is not None:
                 place = tree / "lib" / _NATMOD / kernels.name
                 place.parent.mkdir(parents=True)
                 shutil.copyfile(kernels, place)
+            for path in map(Path, add):
+                shutil.copyfile(path, tree / path.name)
             manifest = {
                 "bundle": 1,
                 "version": __version__,
@@ -166,7 +173,7 @@ def bundle(
     return manifest
 
 
-def _compile(compiler: str, arch: str, source: Path, target: Path) -> None:
+def compile_one(compiler: str, arch: str, source: Path, target: Path) -> None:
     """-O3: no asserts and no line numbers, which are worth a fifth of a module's size."""
     target.parent.mkdir(parents=True, exist_ok=True)
     _run([compiler, "-O3", f"-march={arch}", "-s", source.name, "-o", str(target), str(source)])
@@ -201,9 +208,10 @@ def main(argv: "list[str] | None" = None) -> int:
     parser.add_argument("--board", help="a module of mpy_port/boards")
     parser.add_argument("--out", required=True, metavar="DIR")
     parser.add_argument("--romfs", metavar="FILE", help="write an image of the bundle, too")
+    parser.add_argument("--add", metavar="FILE", nargs="*", default=[], help="to be on the board")
     options = parser.parse_args(argv)
     try:
-        manifest = bundle(options.arch, options.out, options.board, options.romfs)
+        manifest = bundle(options.arch, options.out, options.board, options.romfs, options.add)
     except EdgeError as error:
         print(f"bundle: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 3
