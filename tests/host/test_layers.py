@@ -42,6 +42,7 @@ ARROWS = {
         "edge_agent.fingerprint",
         "edge_agent.frame",
         "edge_agent.outcome",
+        "edge_agent.payload",
         "edge_agent.synthesis",
         "edge_agent.version",
         "edge_agent.interfaces",
