@@ -26,7 +26,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
 ENDPOINT_MAX = 64  # bytes
 CARD_MAX = 2048  # bytes
 CARD_AAD = b"qis card"
-CARD_TYPE = 65011
+CARD_TYPE = 65012
 
 
 class CardError(RemoteError):
@@ -121,8 +121,9 @@ def read_card(data: bytes) -> Peer:
     return Peer(gateway, name, public, pem, endpoint or "", None, {})
 
 
-def make_identity(routing: Path, gateway: bytes) -> None:
-    key = Ed25519PrivateKey.generate()
+def make_identity(routing: Path, gateway: bytes, key: "Ed25519PrivateKey | None" = None) -> None:
+    """Write gateway.key and gateway.crt, of a new key unless one is given."""
+    key = key or Ed25519PrivateKey.generate()
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "edge-gateway " + gateway.hex())])
     now = datetime.datetime.now(datetime.UTC)
     identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())

@@ -162,14 +162,14 @@ def test_bad_cards(pair, tmp_path):
         ({5: "nowhere"}, "bad-field"),
         ({5: 7}, "bad-field"),
     ):
-        made = b.sign(cbor.encode({**body, **change}), b"qis card", 65011)
+        made = b.sign(cbor.encode({**body, **change}), b"qis card", 65012)
         with pytest.raises(CardError) as caught:
             read_card(made)
         assert caught.value.reason == reason, change
     with pytest.raises(CardError, match="bad-field"):
         read_card(b.sign(cbor.encode(body), b"qis card", 65010))
     with pytest.raises(CardError, match="bad-signature"):
-        read_card(b.sign(cbor.encode(body), b"other", 65011))
+        read_card(b.sign(cbor.encode(body), b"other", 65012))
 
 
 def test_every_field_of_the_file_is_checked_by_name(pair):
