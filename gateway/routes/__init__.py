@@ -30,8 +30,8 @@ holds, with the same tokens. `close` withdraws nothing.
 those already there and the gateway's own included, at least once. A value that went
 (withdrawn, expired, replaced) is told as None.
 
-Implementations: `folder`, `sql` (SQLite and PostgreSQL), `pubsub` (MQTT), `http` (a gateway
-as directory), `dht` (OpenDHT). `local.LocalRoute` does what all need: it remembers own
+Implementations: `folder`, `sqlite` and `postgres`, `pubsub` (MQTT), `http` (a gateway as
+directory), `dht` (OpenDHT). `local.LocalRoute` does what all need: it remembers own
 announcements, dispatches watches, checks arguments, and keeps the deadline.
 tests/host/test_routes.py holds all of them against this page.
 """
@@ -82,7 +82,7 @@ class Found(NamedTuple):
 class Route(ABC):
     """One gateway's access to one medium. Sizes and limits: the constants of this module.
 
-    name: "folder", "sql", "pubsub", "http" or "dht".
+    name: "folder", "sqlite", "postgres", "pubsub", "http" or "dht".
     unit: what `messages` counts, in the plural.
     seen_s: seconds by which others' lookups usually find an announcement, medium up.
     gone_s: seconds by which a withdrawn or replaced value usually is no longer found by

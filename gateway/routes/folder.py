@@ -178,21 +178,19 @@ class FolderRoute(LocalRoute):
         self._serial += 1
         tmp = self.mine / TMP / f"{os.getpid()}-{id(self):x}-{self._serial}"
         home = self.mine / key.hex()
-        home.mkdir(parents=True, exist_ok=True)
-        tmp.parent.mkdir(exist_ok=True)
-        fd = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        tmp.parent.mkdir(parents=True, exist_ok=True)
+        home.mkdir(exist_ok=True)
+        directory = os.open(home, _NOFOLLOW | os.O_DIRECTORY)
         try:
-            with open(fd, "wb") as file:
+            with open(tmp, "xb") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(fd)
-            os.rename(tmp, home / token.hex())
+                os.fsync(file.fileno())
+            os.rename(tmp, token.hex(), dst_dir_fd=directory)
+            os.fsync(directory)
         except BaseException:
             tmp.unlink(missing_ok=True)
             raise
-        directory = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
         finally:
             os.close(directory)
 
@@ -227,23 +225,22 @@ class FolderRoute(LocalRoute):
         gather.messages += 1
         for key in gather.keys:
             for owner in owners:
+                if gather.closed:
+                    return
                 for value, expires_s in self._read_key(owner, key, gather):
                     gather.add(key, value, expires_s, bytes.fromhex(owner))
             gather.done(key)
 
     def _list_owners(self) -> list[str]:
         """Owner directories, those of ours first."""
-        found = []
+        found = {owner.hex(): None for owner in self.known()}
         with os.scandir(self.folder) as entries:
             for entry in entries:
                 if is_hex(entry.name, OWNER_SIZE):
-                    found.append(entry.name)
-                    if len(found) >= 4 * _OWNERS:
+                    found[entry.name] = None
+                    if len(found) >= _OWNERS:
                         break
-        known = self.known
-        if known is not None:
-            found.sort(key=lambda name: not known(bytes.fromhex(name)))
-        self._owners = found[:_OWNERS]
+        self._owners = list(found)
         return self._owners
 
     def _read_key(self, owner: str, key: bytes, gather: Gather) -> list[tuple[bytes, int]]:
@@ -344,7 +341,7 @@ class FolderRoute(LocalRoute):
         self.messages["watch"] += len(places) + 1
         states = {}
         for key in dirty.intersection(keys):
-            gather = Gather([key], self.clock(), self.counters, self.known)
+            gather = self._gather([key])
             for owner in owners:
                 seen = self._seen.get((owner, key))
                 for _, value, expires_s in seen.files.values() if seen else ():
@@ -393,7 +390,7 @@ class FolderRoute(LocalRoute):
         return different
 
     def _more_status(self) -> dict[str, Any]:
-        others = [owner for owner in self._owners if owner != self.owner.hex()]
+        others = set(self._owners) - {self.owner.hex()}
         return {"peers": len(others), "folder": str(self.folder)}
 
 

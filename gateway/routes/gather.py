@@ -7,31 +7,31 @@ reached. One owner holds at most `PER_OWNER` places under a key. When there are 
 flood costs the flooder's own visibility and nobody else's.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Collection, Iterable
 
 from gateway.routes import KEY_SIZE, LIFETIME_MAX_S, PER_KEY, PER_OWNER, VALUE_MAX, Found
 
-# Whether an owner is one of ours (allow-list); decides who comes first in a flood.
-Known = Callable[[bytes], bool]
 # Values of unknown owners kept while collecting; beyond it only known owners are.
 _COLLECTED = 4 * PER_KEY
 
 
 class Gather:
-    """keys: what is asked.  now_s: UTC seconds, values expired by then are not taken."""
+    """keys: what is asked.  now_s: UTC seconds, values expired by then are not taken.
+    known: owners of ours (allow-list)."""
 
     def __init__(
         self,
         keys: Iterable[bytes],
         now_s: float,
         counters: dict[str, int],
-        known: Known | None = None,
+        known: Collection[bytes] = (),
     ) -> None:
         self.keys = list(keys)
         self.messages = 0
+        self.closed = False  # the deadline has passed: a worker thread may stop
         self._now = now_s
         self._counters = counters
-        self._known = known
+        self.known = frozenset(known)
         self._values: dict[bytes, dict[bytes, dict[bytes, int]]] = {key: {} for key in self.keys}
         self._sizes = dict.fromkeys(self.keys, 0)
         self._done: set[bytes] = set()
@@ -48,8 +48,7 @@ class Gather:
         elif expires_s > self._now + LIFETIME_MAX_S + 86400:
             self.count("too_far_ahead")
         else:
-            full = self._sizes[key] >= _COLLECTED
-            if full and not (self._known is not None and self._known(owner)):
+            if self._sizes[key] >= _COLLECTED and owner not in self.known:
                 self.count("crowded_out")
                 return
             mine = owners.setdefault(owner, {})
@@ -76,8 +75,7 @@ class Gather:
         """value -> expiry, at most PER_KEY: known owners first, then owners in turns."""
         owners = {owner: list(values.items()) for owner, values in list(self._values[key].items())}
         chosen: dict[bytes, int] = {}
-        known = self._known
-        first = {o for o in owners if known is not None and known(o)}
+        first = self.known & owners.keys()
         for group in (first, owners.keys() - first):
             lists = [owners[o] for o in group]
             turn = 0

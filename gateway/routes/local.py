@@ -35,7 +35,7 @@ from gateway.routes import (
     Route,
     RouteError,
 )
-from gateway.routes.gather import Gather, Known
+from gateway.routes.gather import Gather
 from gateway.routes.held import Held, Name
 from gateway.routes.watches import Watches
 
@@ -44,7 +44,9 @@ log = logging.getLogger("edge_gateway.routes")
 VERB_S = 5.0
 TICK_S = 0.25
 CHECK_S = 60.0  # how often a route is asked what the medium has lost
-BACKOFF_S = (0.25, 10.0)
+BACKOFF_S = (0.25, 10.0)  # between deliveries that were refused
+PROBE_S = (0.125, 2.0)  # between looks whether the medium is back
+QUEUED_MAX = 64  # jobs of one thread; beyond it the medium hangs
 PARALLEL, SHARE = 8, 256  # deliveries at a time, and between two looks at the clock
 
 T = TypeVar("T")
@@ -55,8 +57,9 @@ class Away(Exception):
 
 
 class LocalRoute(Route):
-    """owner: this gateway's id.  known: whether an owner is one of ours; those come first
-    when a key is flooded.  clock: UTC seconds."""
+    """owner: this gateway's id.  clock: UTC seconds.
+    known: gives the owners that are ours (allow-list); they come first when a key is
+        flooded by others. Called from worker threads too."""
 
     check_s = CHECK_S
 
@@ -64,7 +67,7 @@ class LocalRoute(Route):
         self,
         owner: bytes,
         *,
-        known: Known | None = None,
+        known: Callable[[], Collection[bytes]] = tuple,
         clock: Callable[[], float] = time.time,
     ) -> None:
         if len(owner) != OWNER_SIZE:
@@ -83,8 +86,10 @@ class LocalRoute(Route):
         self._wake = asyncio.Event()
         self._was_up = False
         self._pause, self._try_at = BACKOFF_S[0], 0.0
+        self._probe_pause, self._probe_at = PROBE_S[0], 0.0
         self._check_at = time.monotonic() + self.check_s
         self._threads: dict[str, ThreadPoolExecutor] = {}
+        self._queued: dict[str, int] = {}
 
     # -- for the medium ---------------------------------------------------------------
 
@@ -123,7 +128,7 @@ class LocalRoute(Route):
         return ()
 
     async def _probe(self) -> None:
-        """Called every tick while not `up`: see whether the medium is back."""
+        """Called now and then while not `up`: see whether the medium is back."""
 
     def _more_status(self) -> dict[str, Any]:
         """What `status` says beyond the base; may override its entries."""
@@ -147,6 +152,9 @@ class LocalRoute(Route):
 
     def _count(self, what: str, by: int = 1) -> None:
         self.counters[what] = self.counters.get(what, 0) + by
+
+    def _gather(self, keys: Iterable[bytes]) -> Gather:
+        return Gather(keys, self.clock(), self.counters, self.known())
 
     def _watched(self) -> list[bytes]:
         return list(self._watches.keys)
@@ -173,7 +181,17 @@ class LocalRoute(Route):
         if executor is None:
             executor = ThreadPoolExecutor(1, f"route-{self.name}-{pool}")
             self._threads[pool] = executor
-        return await asyncio.get_running_loop().run_in_executor(executor, work, *arguments)
+        if self._queued.get(pool, 0) >= QUEUED_MAX:
+            raise Away(f"{pool} hangs")
+        self._queued[pool] = self._queued.get(pool, 0) + 1
+        job = executor.submit(work, *arguments)
+        loop = asyncio.get_running_loop()
+        job.add_done_callback(lambda _: loop.is_closed() or loop.call_soon_threadsafe(done))
+
+        def done() -> None:
+            self._queued[pool] -= 1
+
+        return await asyncio.wrap_future(job)
 
     # -- the contract -------------------------------------------------------------------
 
@@ -224,13 +242,15 @@ class LocalRoute(Route):
         self._check("lookup", wanted)
         if len(wanted) > LOOKUP_MAX:
             raise RouteError(f"more than {LOOKUP_MAX} keys", "lookup", "Ask in parts")
-        gather = Gather(wanted, self.clock(), self.counters, self.known)
+        gather = self._gather(wanted)
         try:
             async with asyncio.timeout(deadline_s):
                 await self._fetch(gather)
         except (TimeoutError, OSError, Away) as error:
             self._count("lookups_cut_short")
             log.debug("route %s: lookup ended early: %r", self.name, error)
+        finally:
+            gather.closed = True
         self._spent("lookup", gather.messages)
         found = gather.found()
         now = self.clock()
@@ -364,11 +384,15 @@ class LocalRoute(Route):
         wall = self.clock()
         self._held.expire(wall)
         self._watches.expire(wall)
-        if not self.up:
-            await self._try("probe", self._probe())
         now = time.monotonic()
+        if not self.up and now >= self._probe_at:
+            await self._try("probe", self._probe())
+            now = time.monotonic()
+            self._probe_pause = min(PROBE_S[1], 2 * self._probe_pause)
+            self._probe_at = now + self._probe_pause
         if self.up and not self._was_up:
             self._pause, self._try_at = BACKOFF_S[0], now
+            self._probe_pause = PROBE_S[0]
         self._was_up = self.up
         if self.up and now >= self._check_at:
             self._check_at = now + self.check_s

@@ -50,6 +50,59 @@ class Member:
         return getattr(self.route, name)
 
 
+class Cut:
+    """A TCP way to a server that can be cut in silence, as a network is: connections stay,
+    nothing comes through; after `heal` what was under way arrives."""
+
+    def __init__(self, port: int):
+        self.to = port
+        self.port = 0
+        self._open = asyncio.Event()
+        self._open.set()
+        self._tasks = set()
+
+    async def start(self):
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    def cut(self):
+        self._open.clear()
+
+    def heal(self):
+        self._open.set()
+
+    async def stop(self):
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _serve(self, reader, writer):
+        self._tasks.add(task := asyncio.current_task())
+        there = None
+        try:
+            await self._open.wait()
+            back, there = await asyncio.open_connection("127.0.0.1", self.to)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._pump(reader, there))
+                group.create_task(self._pump(back, writer))
+        except (OSError, asyncio.CancelledError, ExceptionGroup):
+            pass
+        finally:
+            self._tasks.discard(task)
+            for end in (writer, there):
+                if end is not None:
+                    end.transport.abort()
+
+    async def _pump(self, reader, writer):
+        while data := await reader.read(65536):
+            await self._open.wait()
+            writer.write(data)
+            await writer.drain()
+        raise ConnectionError  # one side ended: end the other too
+
+
 class Medium:
     without: dict[str, str] = {}  # name of a test -> why it cannot be, for this medium
     flood = 3000  # values that one owner puts under one key in the flood test
@@ -211,5 +264,8 @@ def ground(tmp_path_factory):
 
 
 MEDIA = {
+    "http": "http_medium:Http",
     "folder": "route_media:Folder",
+    "sqlite": "route_media:Sqlite",
+    "postgres": "route_media:Postgres",
 }

@@ -1,11 +1,19 @@
-"""The media of this repository's own routes, for the conformance suite."""
+"""The media of the suite: a shared folder, SQLite, PostgreSQL and mosquitto, all real."""
 
+import asyncio
 import os
 import shutil
+import sqlite3
 
-from route_kit import Medium
+import psycopg
+from postgres_kit import cluster
+from route_kit import Cut, Medium, later
 
 from gateway.routes.folder import FolderRoute, encode
+from gateway.routes.postgres import PostgresRoute
+from gateway.routes.sqlite import SqliteRoute
+
+EVIL = b"\xee" * 8  # the owner that a hostile member writes as
 
 
 class Folder(Medium):
@@ -36,12 +44,11 @@ class Folder(Medium):
                 self._link(member).symlink_to(self.share)
 
     async def junk(self, key, values):
-        owner = b"\xee" * 8
-        home = self.share / owner.hex() / key.hex()
+        home = self.share / EVIL.hex() / key.hex()
         home.mkdir(parents=True, exist_ok=True)
         for value in values:
             (home / os.urandom(16).hex()).write_bytes(value)
-            (home / os.urandom(16).hex()).write_bytes(encode(value, 0xFFFFFFFF & (2**32 - 1)))
+            (home / os.urandom(16).hex()).write_bytes(encode(value, later()))
         (home / os.urandom(16).hex()).mkdir()
         os.mkfifo(home / os.urandom(16).hex())
         (home / os.urandom(16).hex()).symlink_to("/dev/zero")
@@ -56,3 +63,119 @@ class Folder(Medium):
     async def lose(self):
         for path in self.share.iterdir():
             shutil.rmtree(path)
+
+
+class Sqlite(Folder):
+    """One database in a folder that each member reaches through a link of its own."""
+
+    query_max = 1
+
+    def make(self, member):
+        link = self._link(member)
+        if not link.is_symlink():
+            link.symlink_to(self.share)
+        return SqliteRoute(member.owner, link / "route.db")
+
+    async def junk(self, key, values):
+        """By someone who made the tables, without our checks."""
+        with self._raw() as db:
+            db.execute("PRAGMA ignore_check_constraints=ON")
+            row = "INSERT INTO pointers VALUES (?, ?, ?, ?, ?)"
+            for value in values:
+                db.execute(row, (key, EVIL, os.urandom(16), value, later()))
+            for wrong in ("text", 17, 1.5):
+                db.execute(row, (key, EVIL, os.urandom(16), wrong, later()))
+                db.execute(row, (key, wrong, os.urandom(16), b"wrong owner", later()))
+                db.execute(row, (key, EVIL, wrong, b"wrong token", later()))
+            db.execute(row, (key, EVIL, os.urandom(16), b"wrong expiry", "soon"))
+            db.execute(row, (key, EVIL, os.urandom(16), b"far expiry", 2**62))
+            bad = "INSERT INTO pointers VALUES (?, ?, ?, CAST(x'ff' AS TEXT), ?)"
+            db.execute(bad, (key, EVIL, os.urandom(16), later()))
+            db.execute("INSERT INTO changes (key) VALUES (?)", (key,))
+            db.execute("INSERT INTO changes (key) VALUES ('text')")
+
+    async def lose(self):
+        with self._raw() as db:
+            db.execute("DELETE FROM pointers")
+
+    def _raw(self):
+        return sqlite3.connect(self.share / "route.db", timeout=5)
+
+
+class Wired(Medium):
+    """A server that each member reaches through a way of its own that can be cut."""
+
+    server_port = 0
+
+    async def start(self, count=1):
+        self._new = [await Cut(self.server_port).start() for _ in range(count)]
+        return await super().start(count)
+
+    def way(self, member):
+        if not hasattr(member, "way"):
+            member.way = self._new.pop()
+        return member.way
+
+    async def part(self, members):
+        for member in members:
+            member.way.cut()
+
+    async def heal(self):
+        for member in self.members:
+            member.way.heal()
+
+    async def end(self):
+        for member in self.members:
+            if hasattr(member, "way"):
+                await member.way.stop()
+
+
+class Postgres(Wired):
+    """A cluster for all tests, a database for each."""
+
+    query_max = 1
+    settle_s = 8.0  # a silent server is given up after 3.5 s
+
+    @classmethod
+    def ground(cls, folder):
+        return cluster()
+
+    async def begin(self):
+        self.server_port = self.shared.port
+        self.database = f"d{os.urandom(6).hex()}"
+        self.shared.run(f"CREATE DATABASE {self.database}")
+
+    async def end(self):
+        await super().end()
+        self.shared.run(f"DROP DATABASE {self.database} WITH (FORCE)")
+
+    def make(self, member):
+        return PostgresRoute(member.owner, self.shared.dsn(self.database, self.way(member).port))
+
+    async def junk(self, key, values):
+        """As the owner of the table can: checks dropped, columns as wrong as types allow."""
+        with psycopg.connect(self.shared.dsn(self.database)) as db:
+            for column in ("key", "owner", "token", "value"):
+                db.execute(
+                    f"ALTER TABLE route_pointers DROP CONSTRAINT route_pointers_{column}_check"
+                )
+            row = "INSERT INTO route_pointers VALUES (%s, %s, %s, %s, %s)"
+            with db.cursor() as cursor:
+                cursor.executemany(
+                    row, [(key, EVIL, os.urandom(16), value, later()) for value in values]
+                )
+            db.execute(row, (key, b"", os.urandom(16), b"no owner", later()))
+            db.execute(row, (key, b"long owner" * 9, b"", b"no token", later()))
+            db.execute(row, (key, EVIL, os.urandom(16), b"far expiry", 2**62))
+            db.execute(row, (b"", EVIL, os.urandom(16), b"no key", later()))
+            db.execute("SELECT pg_notify('qis_route', %s)", (key.hex(),))
+            db.execute("SELECT pg_notify('qis_route', 'not hex')")
+
+    async def down(self):
+        await asyncio.to_thread(self.shared.stop)
+
+    async def up(self):
+        await asyncio.to_thread(self.shared.start)
+
+    async def lose(self):
+        self.shared.run("DROP TABLE route_pointers", self.database)
