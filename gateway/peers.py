@@ -33,9 +33,9 @@ from edge_agent import cbor, cose
 from edge_agent.errors import CborError, ConfigError, CoseError, RemoteError
 from edge_agent.interfaces import Crypto
 
-REQUEST_MAX = 64 << 10  # bytes
+REQUEST_MAX = 128 << 10  # bytes
 ANSWER_MAX = 2 << 20
-ITEMS_MAX = 16_384
+ITEMS_MAX = 65_536
 LIFETIME_S = 60
 # A peer's clock may differ by this much; the lifetime bounds the other direction.
 SKEW_S = 30
@@ -50,6 +50,8 @@ ANNOUNCE, WITHDRAW, LOOKUP, WATCH = "announce", "withdraw", "lookup", "watch"  #
 PING = "ping"
 ROUTE_OPS = (ANNOUNCE, WITHDRAW, LOOKUP, WATCH)
 OPS = (FETCH, NEAR, PING, *ROUTE_OPS)
+# What a request takes from its sender's allowance; a directory is asked often.
+COST = {FETCH: 1.0, NEAR: 4.0, PING: 1.0, **dict.fromkeys(ROUTE_OPS, 0.25)}
 
 
 class PeerError(RemoteError):
@@ -70,8 +72,8 @@ class Rules:
     """What one peer may do here.
 
     ops: operations.  domains: ids it may fetch from, None = every one.  per_minute: cost
-    units, one for a request and one for every four outcomes asked for; burst: units that
-    may come at once.  group: outcomes are served only where at least so many devices
+    units (COST a request, and one for every four outcomes asked for); burst: units that may
+    come at once.  group: outcomes are served only where at least so many devices
     have some with that label.  noise: standard deviation added to each of the 64 numbers
     of a vector before it leaves, 0 = the original.
     """
@@ -291,8 +293,8 @@ class Desk:
             raise PeerError("replayed")
         if not rules.allow(op):
             raise PeerError("not-allowed", op[:20])
-        self._take(visitor, rules, 1, now_s)
-        if len(visitor.nonces) > 2 * rules.burst + 2 * rules.per_minute:
+        self._take(visitor, rules, COST[op], now_s)
+        if len(visitor.nonces) > 8 * (rules.burst + rules.per_minute):
             visitor.nonces = {n: end for n, end in visitor.nonces.items() if end > now_s}
         visitor.nonces[nonce] = expires
         return Request(sender, op, content.get(6), nonce, sha256(data).digest(), rules)
