@@ -32,7 +32,7 @@ void background(void) {
 
 int __wrap_mp_hal_stdin_rx_chr(void) {
     while (console_poll(), head == tail) {
-        mp_event_wait_ms(1);
+        mp_event_wait_indefinite();
     }
     return ring[tail++ % SIZE];
 }

@@ -42,8 +42,10 @@ enum { LINES = 5 };
 static const uint32_t line_address[LINES] = {
     0x40004000, 0x40005000, 0x40006000, 0x40007000, 0x40009000,
 };
-enum { DATA = 0x00, STATE = 0x04, CTRL = 0x08, BAUDDIV = 0x10 };
-enum { STATE_TX_FULL = 1, STATE_RX_FULL = 2, CTRL_TX = 1, CTRL_RX = 2 };
+enum { DATA = 0x00, STATE = 0x04, CTRL = 0x08, INTCLEAR = 0x0c, BAUDDIV = 0x10 };
+enum { STATE_TX_FULL = 1, STATE_RX_FULL = 2 };
+enum { CTRL_TX = 1, CTRL_RX = 2, CTRL_RX_IRQ = 8, INT_RX = 2 };
+static const uint32_t line_irqs = 1u << 0 | 1u << 2 | 1u << 4 | 1u << 18 | 1u << 20;
 
 bool serial_exists(int line) {
     return line >= 0 && line < LINES;
@@ -51,7 +53,7 @@ bool serial_exists(int line) {
 
 void serial_open(int line) {
     REG32(line_address[line] + BAUDDIV) = 16; // below that QEMU's sends nothing
-    REG32(line_address[line] + CTRL) = CTRL_TX | CTRL_RX;
+    REG32(line_address[line] + CTRL) = CTRL_TX | CTRL_RX | CTRL_RX_IRQ;
 }
 
 int serial_read(int line) {
@@ -76,20 +78,30 @@ int serial_modem_status(int line) {
 #define SYSTICK_CTRL 0xe000e010
 #define SYSTICK_LOAD 0xe000e014
 #define SYSTICK_VALUE 0xe000e018
+#define NVIC_ENABLE 0xe000e100
+#define NVIC_DISABLE 0xe000e180
+#define NVIC_UNPEND 0xe000e280
 #define SCB_ICSR 0xe000ed04
+enum { LONGEST_SLEEP_MS = 10 }; // the watchdog wants to be looked at
 
-// SysTick ends wfi, and PRIMASK keeps its handler from running. One millisecond at most,
-// because nothing else wakes us and the serial lines are polled.
+// Until the timer or a byte comes. Either ends wfi, and PRIMASK keeps the handlers, which do
+// not exist, from running; therefore the requests are taken back before it is lifted.
 void cpu_idle(unsigned long ms) {
+    ms = ms == 0 ? 1 : ms < LONGEST_SLEEP_MS ? ms : LONGEST_SLEEP_MS;
     __asm__ volatile ("cpsid i");
-    REG32(SYSTICK_LOAD) = 25000; // 1 ms at 25 MHz
+    REG32(SYSTICK_LOAD) = 25000 * ms; // 25 MHz; 24 bits
     REG32(SYSTICK_VALUE) = 0;
-    REG32(SYSTICK_CTRL) = 7;     // on, with interrupt, at the processor's clock
+    REG32(SYSTICK_CTRL) = 7;          // on, with interrupt, at the processor's clock
+    REG32(NVIC_ENABLE) = line_irqs;
     __asm__ volatile ("wfi" : : : "memory");
+    REG32(NVIC_DISABLE) = line_irqs;
     REG32(SYSTICK_CTRL) = 0;
-    REG32(SCB_ICSR) = 1u << 25;  // no longer pending
+    for (int line = 0; line < LINES; ++line) {
+        REG32(line_address[line] + INTCLEAR) = INT_RX;
+    }
+    REG32(NVIC_UNPEND) = line_irqs;
+    REG32(SCB_ICSR) = 1u << 25;       // SysTick is no longer pending
     __asm__ volatile ("cpsie i");
-    (void)ms;
 }
 
 #endif

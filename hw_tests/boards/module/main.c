@@ -4,7 +4,6 @@
 #include "py/mphal.h"
 #include "py/runtime.h"
 #include "py/stackctrl.h"
-#include "extmod/vfs.h"
 #include "shared/readline/readline.h"
 #include "shared/runtime/pyexec.h"
 #include "board.h"
@@ -41,15 +40,15 @@ static void run_scripts(void) {
 int __wrap_main(int argc, char **argv) {
     mp_stack_ctrl_init();
     mp_stack_set_limit(STACK);
+    serial_open(0); // the port has opened the console too, without FIFO and interrupt
     rtc_init();
     clock_init();
     flash_init();
     for (;;) {
         gc_init(heap, heap + heap_size());
-        mp_init();
+        mp_init(); // mounts ROMFS too, if there is one
         mp_obj_list_append(mp_sys_path, mp_obj_new_str_from_cstr("/lib"));
         readline_init0();
-        mp_vfs_mount_romfs_protected(); // none there is no error
         run_scripts();
         mp_printf(&mp_plat_print, "MPY: soft reboot\n");
         gc_sweep_all();
