@@ -35,8 +35,8 @@ from edge_agent import cbor, cose
 from edge_agent.errors import CborError, RemoteError
 from edge_agent.interfaces import Crypto
 from gateway.cards import ENDPOINT_MAX, split_endpoint
-from gateway.cells import CUT, MAX_LEVEL, Path, assign, path_key, valid_path
-from gateway.codebook import K1_MAX, K2_MAX, Codebook
+from gateway.cells import MAX_LEVEL, Path, assign, path_key, valid_path
+from gateway.codebook import Codebook
 from gateway.network import Network
 from gateway.sketch import SIZES, SketchError
 
@@ -52,7 +52,6 @@ KEY_INFO = b"qis1 pointer"
 _SIGNATURE_BYTES = 64
 _TAG_BYTES = 16
 _ITEMS_MAX = 64
-_WIDTHS = (K1_MAX, K2_MAX) + (CUT,) * (MAX_LEVEL - 2)
 # The headers of both COSE structures are always the same, so they are not sent.
 SIGN1_HEADER = cbor.encode({cose.HDR_ALG: cose.ALG_EDDSA, cose.HDR_TYP: 65013})
 ENCRYPT0_HEADER = cbor.encode({cose.HDR_ALG: 24})  # ChaCha20/Poly1305
@@ -135,6 +134,18 @@ class Claim(NamedTuple):
 def external(network: int, key: bytes) -> bytes:
     """external_aad of signature and seal: binds a pointer to its network and key."""
     return cbor.encode(["qis pointer", 1, network, key])
+
+
+def number_of(path: Path) -> int:
+    """A path as sent: a 1 and then its bits, as a binary number."""
+    number = 1
+    for bit in path:
+        number = 2 * number + bit
+    return number
+
+
+def path_of(number: int) -> Path:
+    return tuple(int(digit) for digit in format(number, "b")[1:])
 
 
 def seal(pointer: Pointer, network: Network, crypto: Crypto, nonce: "bytes | None" = None) -> bytes:
@@ -242,7 +253,7 @@ def placed(pointer: Pointer, codebook: Codebook) -> bool:
         decoded = codebook.sketcher.decode(pointer.sketch)
     except SketchError:
         return False
-    return assign(codebook, decoded, len(pointer.path))[0] == pointer.path
+    return assign(codebook, decoded)[0][: len(pointer.path)] == pointer.path
 
 
 # -- bytes --------------------------------------------------------------------------
@@ -280,7 +291,7 @@ def _encode(pointer: Pointer) -> bytes:
         1: pointer.kind,
         2: pointer.domain,
         3: pointer.version,
-        5: list(pointer.path),
+        5: number_of(pointer.path),
         6: pointer.gateway,
         8: pointer.epoch,
         9: pointer.expires_s,
@@ -308,14 +319,6 @@ def _parse(content: object) -> Pointer:
     kind = _number(content, 1, 0, 255, "kind")
     if kind not in KINDS:
         raise PointerError("bad-kind", str(kind))
-    path = content.get(5)
-    if path is None:
-        raise PointerError("missing-field", "path")
-    if not isinstance(path, list) or not 1 <= len(path) <= MAX_LEVEL:
-        raise PointerError("bad-field", "path")
-    for part, limit in zip(path, _WIDTHS, strict=False):
-        if type(part) is not int or not 0 <= part < limit:
-            raise PointerError("bad-field", "path")
     agent = 4 not in content
     if agent and kind == OUTCOME:
         raise PointerError("missing-field", "label")
@@ -330,7 +333,7 @@ def _parse(content: object) -> Pointer:
         _bytes(content, 2, 8, "domain"),
         _number(content, 3, 0, 0xFFFF, "version"),
         None if agent else _number(content, 4, 0, 0xFFFF, "label"),
-        tuple(path),
+        path_of(_number(content, 5, 2, (2 << MAX_LEVEL) - 1, "cell")),
         _bytes(content, 6, 8, "gateway"),
         _bytes(content, 7, size, "id") if kind != MARKER else b"",
         _number(content, 8, 0, 0xFFFFFFFF, "epoch"),

@@ -16,14 +16,14 @@ verified all the same as soon as one of them could hide another: when there are 
 be taken, or two for one outcome. So a forgery can add a wrong entry that fails later, and
 never take the place of a good one.
 
-**How many of one gateway.** A quarter of a key; more when the network has fewer than four
-gateways, because then nobody else would fill it. A publisher counts its key as full when it
-has its share there (`room`), so an honest gateway never meets the cap.
+**How many of one gateway.** As many as there is room for after all others had their turn:
+a key has KEY_MAX places, gateways take turns, so nobody loses a place to a gateway that has
+more than its share already. `share` sets a lower limit for one gateway; a publisher counts a
+key as full when its own share is there (`room`), so an honest gateway never meets it.
 """
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
-from hashlib import sha256
 from typing import NamedTuple
 
 import numpy as np
@@ -35,14 +35,13 @@ from gateway.network import Network
 from gateway.pointer import MARKER, WITHDRAWAL, Claim, Pointer, PointerError
 from gateway.sketch import SketchError
 
-SHARE = 16
-# What a key may hold beyond CELL_MAX before the rest is left out: publishers race.
-KEY_MAX = 2 * CELL_MAX
+# Taken at one key. A little more than publishers put there: they race for the last places.
+KEY_MAX = CELL_MAX + 16
 WITHDRAWALS_MAX = 64
 VALUES_MAX = 16_384
 SIGNATURES_MAX = 1024
-_REMEMBERED = 65_536
-_EPOCHS = 200_000
+_REMEMBERED = 8192  # of about 1.5 kB
+_EPOCHS = 50_000
 
 
 class Read(NamedTuple):
@@ -71,7 +70,7 @@ class Reader:
         self,
         network: Network,
         codebook: Codebook,
-        share: int = SHARE,
+        share: int = KEY_MAX,
         signatures: int = SIGNATURES_MAX,
     ) -> None:
         self.network = network
@@ -79,15 +78,11 @@ class Reader:
         self.share = share
         self.signatures = signatures
         self.rejected: Counter[str] = Counter()
-        self._opened: OrderedDict[bytes, Claim] = OrderedDict()
+        self._opened: OrderedDict[tuple[bytes, bytes], Claim] = OrderedDict()
         # signature -> what it was found good for
         self._verified: OrderedDict[bytes, tuple[bytes, bytes, bytes]] = OrderedDict()
         # (key, gateway, id) -> (highest epoch verified, 1 when that was a withdrawal)
         self._epochs: OrderedDict[tuple[bytes, bytes, bytes], tuple[int, int]] = OrderedDict()
-
-    def cap(self) -> int:
-        """How many pointers of one gateway are taken at one key."""
-        return max(self.share, CELL_MAX // self.network.members())
 
     def read(self, key: bytes, values: Iterable[bytes], now_s: int, verify: bool = True) -> Read:
         """What is good of `values`, found under `key`."""
@@ -96,7 +91,7 @@ class Reader:
         if len(unique) > VALUES_MAX:
             rejected["too-many"] += len(unique) - VALUES_MAX
             del unique[VALUES_MAX:]
-        opened = []
+        opened: list[Claim] = []
         for value in unique:
             try:
                 opened.append(self._open(key, value, now_s))
@@ -133,60 +128,54 @@ class Reader:
         mine = self.network.gateway
         others = [p for p in read.pointers if (p.gateway, p.id) != (mine, but)]
         own = sum(p.gateway == mine for p in others)
-        return (CELL_MAX if own >= self.cap() else len(others)), read.split
+        return (CELL_MAX if own >= self.share else len(others)), read.split
 
     # -- steps ------------------------------------------------------------------------
 
     def _open(self, key: bytes, value: bytes, now_s: int) -> Claim:
-        if len(value) > pointers.POINTER_MAX:
-            raise PointerError("too-long", f"{len(value)} bytes")
-        name = sha256(key + value).digest()[:16]
-        claim = self._opened.get(name)
+        claim = self._opened.get((key, value))
         if claim is None:
             claim = pointers.claim(value, key, self.network, self.codebook, now_s)
-            self._opened[name] = claim
+            self._opened[key, value] = claim
             if len(self._opened) > _REMEMBERED:
                 self._opened.popitem(last=False)
         else:
-            self._opened.move_to_end(name)
+            self._opened.move_to_end((key, value))
             pointers.trusted(claim.pointer, self.network)
             pointers.timely(claim.pointer, now_s)
         return claim
 
-    def _placed(self, claims: Sequence[Claim], rejected: "Counter[str]") -> list[Claim]:
+    def _placed(self, claims: list[Claim], rejected: "Counter[str]") -> list[Claim]:
         """Those whose sketch falls into their cell."""
-        wrong: set[int] = set()
-        depths: dict[int, list[int]] = {}
-        for i, claim in enumerate(claims):
-            if claim.pointer.sketch:
-                depths.setdefault(len(claim.pointer.path), []).append(i)
-        for level, members in depths.items():
-            paths = self._paths([claims[i].pointer.sketch for i in members], level)
-            wrong.update(
-                i for i, path in zip(members, paths, strict=True) if path != claims[i].pointer.path
-            )
-        if wrong:
-            rejected["misplaced"] += len(wrong)
-        return [claim for i, claim in enumerate(claims) if i not in wrong]
+        sketches = [claim.pointer.sketch for claim in claims if claim.pointer.sketch]
+        paths = iter(self._paths(sketches) if sketches else [])
+        good = []
+        for claim in claims:
+            path = claim.pointer.path
+            if claim.pointer.sketch and next(paths)[: len(path)] != path:
+                rejected["misplaced"] += 1
+            else:
+                good.append(claim)
+        return good
 
-    def _paths(self, sketches: list[bytes], level: int) -> "list[Path | None]":
-        """Where each falls; None for a sketch that no sketcher makes."""
+    def _paths(self, sketches: list[bytes]) -> list[Path]:
+        """Where each falls; () for a sketch that no sketcher makes."""
         sketcher = self.codebook.sketcher
         table = np.frombuffer(b"".join(sketches), np.uint8).reshape(len(sketches), -1)
         try:
-            return list(assign(self.codebook, sketcher.decode_many(table), level))
+            return assign(self.codebook, sketcher.decode_many(table))
         except SketchError:
             if len(sketches) == 1:
-                return [None]
+                return [()]
         # One bad code spoils a batch: halve it until the bad ones are alone.
         half = len(sketches) // 2
-        return self._paths(sketches[:half], level) + self._paths(sketches[half:], level)
+        return self._paths(sketches[:half]) + self._paths(sketches[half:])
 
     def _take(
         self, queues: dict[bytes, list[Claim]], rejected: "Counter[str]", verify: bool
     ) -> list[Claim]:
         """Gateways in turn, one good claim of each at a time, newest first."""
-        cap, budget = self.cap(), self.signatures
+        cap, budget = self.share, self.signatures
         always = verify or sum(map(len, queues.values())) > KEY_MAX
         turns = [_Turn(claims, cap, always or _can_hide(claims, cap)) for claims in queues.values()]
         taken: list[Claim] = []
