@@ -147,6 +147,10 @@ class Medium:
         await self.down()
         await self.up()
 
+    def owner(self, number: int) -> bytes:
+        """The id of the member of that number, the first is 1."""
+        return bytes((number,)) + os.urandom(7)
+
     async def start(self, count=1):
         """New members, opened; a list."""
         new = []
@@ -154,7 +158,7 @@ class Medium:
             number = len(self.members) + 1
             folder = self.folder / f"member{number}"
             folder.mkdir()
-            member = Member(bytes((number,)) + os.urandom(7), folder)
+            member = Member(self.owner(number), folder)
             self.members.append(member)
             new.append(member)
         await asyncio.gather(*(self._open(member) for member in new))
@@ -268,4 +272,6 @@ MEDIA = {
     "folder": "route_media:Folder",
     "sqlite": "route_media:Sqlite",
     "postgres": "route_media:Postgres",
+    "pubsub": "route_media:Pubsub",
+    "dht": "dht_media:Dht",
 }
