@@ -30,6 +30,8 @@ micropython_pin="micropython 1.25.0+ds-1 8c7c406be88a6f3bc19e694eb0bbc5841112243
 # AES and TLS. A security update replaces this version on the mirrors; then the archive's
 # signature alone vouches for the new one, and this script says so.
 mbedtls_pin="mbedtls 3.6.6-0.1~deb13u1 eb9ed1adbbddcb0d00276fac6fcee0056c64ce01481c2522a16dca75792eb5eb"
+# Sockets for qemu-rv32.elf; likewise.
+lwip_pin="lwip 2.2.1+dfsg1-1+deb13u1 07ecb7122b2882a5265c6d1413947dd9a054d5ae25150b7042885d3f3d0b5aad"
 
 fail() { echo "micropython: $*" >&2; exit 3; }
 hash_of() { sha256sum | cut -c1-16; }
@@ -232,13 +234,26 @@ build_rv32() {
 stock_m3() { build_m3 stock-m3.elf "" BOARD=MPS2_AN385 FROZEN_MANIFEST=; }
 stock_rv32() { build_rv32 stock-rv32.elf "" BOARD=VIRT_RV32 FROZEN_MANIFEST=; }
 
+# lwIP's source, in $lwip/lwip; MicroPython's tree is left as it is.
+lwip_tree() {
+    lwip_id=$(fetch $lwip_pin vouched) || fail "no source of lwIP: qemu-rv32.elf needs it"
+    lwip=$cache/lwip-$(echo "$lwip_id" | hash_of)
+    [ ! -d "$lwip" ] || return 0
+    rm -rf "$cache/unpack"
+    tar -xf "$cache"/dsc/lwip/*.orig.tar.* -C "$cache" --one-top-level=unpack/lwip \
+        --strip-components=1
+    mv "$cache/unpack" "$lwip"
+}
+
 boards=$top/hw_tests/boards
 board_files() { find "$boards" -type f ! -name '*.md' | LC_ALL=C sort; }
 qemu_m3() {
     build_m3 qemu-m3.elf "$(board_files)" BOARD=QEMU_M3 BOARD_DIR="$boards/QEMU_M3"
 }
 qemu_rv32() {
-    build_rv32 qemu-rv32.elf "$(board_files)" BOARD=QEMU_RV32 BOARD_DIR="$boards/QEMU_RV32"
+    lwip_tree
+    build_rv32 qemu-rv32.elf "$(board_files)" BOARD=QEMU_RV32 BOARD_DIR="$boards/QEMU_RV32" \
+        LWIP_TOP="$lwip"
 }
 
 mkdir -p "$cache"

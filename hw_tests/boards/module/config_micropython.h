@@ -49,9 +49,19 @@ unsigned long entropy_word(void);
 #define MICROPY_PY_MACHINE_WDT (1)
 #define MICROPY_PY_MACHINE_WDT_INCLUDEFILE "include_wdt.h"
 
+// Sockets, where lwIP is built in (RV32).
+#if MICROPY_PY_LWIP
+#define MICROPY_PY_NETWORK (1)
+#define MICROPY_PY_NETWORK_HOSTNAME_DEFAULT "qemu"
+extern const struct _mp_obj_type_t network_lan_type;
+#define MICROPY_PORT_NETWORK_INTERFACES \
+    { MP_ROM_QSTR(MP_QSTR_LAN), MP_ROM_PTR(&network_lan_type) },
+#endif
+
 // The console: Ctrl-C, an editor's line, and sys.stdin.buffer for `mpremote mount`.
 #define MICROPY_KBD_EXCEPTION (1)
 #define MICROPY_HELPER_REPL (1)
+#define MICROPY_REPL_STDIN_BUFFER_MAX (1024) // what mpremote may send without waiting
 #undef MICROPY_PY_SYS_STDIO_BUFFER
 #define MICROPY_PY_SYS_STDIO_BUFFER (1)
 

@@ -6,6 +6,7 @@
 #include "py/stream.h"
 #include "shared/runtime/interrupt_char.h"
 #include "board.h"
+#include "net.h"
 
 enum { CONSOLE = 0, SIZE = 1024 };
 static uint8_t ring[SIZE];
@@ -27,6 +28,7 @@ void console_poll(void) {
 
 void background(void) {
     console_poll();
+    net_poll();
     watchdog_poll();
 }
 

@@ -7,6 +7,7 @@
 #include "shared/readline/readline.h"
 #include "shared/runtime/pyexec.h"
 #include "board.h"
+#include "net.h"
 
 // What MicroPython gets of an ESP32's RAM beside Wi-Fi, and not a byte more. heap=KIB asks
 // for another size.
@@ -44,11 +45,13 @@ int __wrap_main(int argc, char **argv) {
     rtc_init();
     clock_init();
     flash_init();
+    net_init();
     for (;;) {
         gc_init(heap, heap + heap_size());
         mp_init(); // mounts ROMFS too, if there is one
         mp_obj_list_append(mp_sys_path, mp_obj_new_str_from_cstr("/lib"));
         readline_init0();
+        net_restart();
         run_scripts();
         mp_printf(&mp_plat_print, "MPY: soft reboot\n");
         gc_sweep_all();

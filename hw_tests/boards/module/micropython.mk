@@ -5,6 +5,7 @@ SRC_USERMOD_C += $(addprefix $(BOARDS_MODULE)/,\
 	flash.c \
 	main.c \
 	module.c \
+	net_lan.c \
 	)
 SRC_USERMOD_LIB_C += $(addprefix $(BOARDS_MODULE)/,\
 	clock.c \
@@ -14,6 +15,7 @@ SRC_USERMOD_LIB_C += $(addprefix $(BOARDS_MODULE)/,\
 	entropy.c \
 	flash_cfi.c \
 	flash_file.c \
+	net_virtio.c \
 	options.c \
 	rtc.c \
 	semihost.c \
