@@ -12,13 +12,9 @@ writer killed at any instruction leaves a whole file or none under a final name.
 still show half a file, a file of zeros or a conflict copy: the header carries length and
 CRC-32, names that are not exactly a token are ignored, and what does not check is counted
 as `damaged` and read again later. Times of files mean nothing, clocks and tools change
-them; the expiry stands in the header:
-
-    "QR" | version 1 | 0 | expires u32 | length u16 | crc32 u32 of all before and the value
-
-all big-endian. Entries may be anything (a device, a link, a directory, a gigabyte):
-only regular files are opened, without following links or blocking, and at most one byte
-more than a value can have is read.
+them; the expiry stands in the header (`file.py`). Entries may be anything (a device, a
+link, a directory, a gigabyte): only regular files are opened, without following links or
+blocking, and at most one byte more than a value can have is read.
 
 A watch polls. For each owner and watched key the times and inode of the directory are compared
 with the last look; when they differ, or did within the last seconds, the files are looked
@@ -32,21 +28,17 @@ not pile up; an owner whose files vanish before their time writes them again.
 import asyncio
 import os
 import stat
-import struct
 import time
-import zlib
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from gateway.routes import OWNER_SIZE, PER_OWNER, TOKEN_SIZE, VALUE_MAX, RouteError
+from gateway.routes import OWNER_SIZE, PER_OWNER, TOKEN_SIZE, RouteError
+from gateway.routes.file import FILE_MAX, decode, encode, is_hex
 from gateway.routes.gather import Gather
 from gateway.routes.held import Name
 from gateway.routes.local import VERB_S, LocalRoute
 
-HEADER = struct.Struct(">2sBBIH")
-HEADER_SIZE = HEADER.size + 4
-MAGIC, VERSION = b"QR", 1
 TMP = ".tmp"
 POLL_S = 0.2
 FULL_S = 10.0
@@ -60,31 +52,6 @@ _NOFOLLOW = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 # What a file looked like: inode, size, time of change. A new look means read again.
 _Look = tuple[int, int, int]
-
-
-def encode(value: bytes, expires_s: int) -> bytes:
-    """The bytes of a file."""
-    head = HEADER.pack(MAGIC, VERSION, 0, expires_s, len(value))
-    return head + zlib.crc32(head + value).to_bytes(4, "big") + value
-
-
-def decode(data: bytes) -> tuple[bytes, int] | None:
-    """(value, expiry), or None: half a file, or no file of ours."""
-    if len(data) <= HEADER_SIZE:
-        return None
-    magic, version, _, expires_s, size = HEADER.unpack_from(data)
-    value = data[HEADER_SIZE:]
-    crc = zlib.crc32(value, zlib.crc32(data[: HEADER.size]))
-    if (magic, version, size) != (MAGIC, VERSION, len(value)) or size > VALUE_MAX:
-        return None
-    if crc.to_bytes(4, "big") != data[HEADER.size : HEADER_SIZE]:
-        return None
-    return value, expires_s
-
-
-def is_hex(name: str, size: int) -> bool:
-    """Exactly `size` bytes in lower-case hex: nothing else is a name of ours."""
-    return len(name) == 2 * size and all(c in "0123456789abcdef" for c in name)
 
 
 class _Seen:
@@ -286,7 +253,7 @@ class FolderRoute(LocalRoute):
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 return b""
-            return os.read(fd, HEADER_SIZE + VALUE_MAX + 1)
+            return os.read(fd, FILE_MAX + 1)
         except OSError:
             return b""
         finally:

@@ -21,8 +21,7 @@ import logging
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 from gateway.routes import (
     KEY_SIZE,
@@ -37,7 +36,10 @@ from gateway.routes import (
 )
 from gateway.routes.gather import Gather
 from gateway.routes.held import Held, Name
+from gateway.routes.threads import Away, Threads
 from gateway.routes.watches import Watches
+
+__all__ = ["VERB_S", "Away", "LocalRoute"]
 
 log = logging.getLogger("edge_gateway.routes")
 
@@ -46,14 +48,7 @@ TICK_S = 0.25
 CHECK_S = 60.0  # how often a route is asked what the medium has lost
 BACKOFF_S = (0.25, 10.0)  # between deliveries that were refused
 PROBE_S = (0.125, 2.0)  # between looks whether the medium is back
-QUEUED_MAX = 64  # jobs of one thread; beyond it the medium hangs
 PARALLEL, SHARE = 8, 256  # deliveries at a time, and between two looks at the clock
-
-T = TypeVar("T")
-
-
-class Away(Exception):
-    """The medium cannot be reached now. Never leaves a route."""
 
 
 class LocalRoute(Route):
@@ -88,8 +83,8 @@ class LocalRoute(Route):
         self._pause, self._try_at = BACKOFF_S[0], 0.0
         self._probe_pause, self._probe_at = PROBE_S[0], 0.0
         self._check_at = time.monotonic() + self.check_s
-        self._threads: dict[str, ThreadPoolExecutor] = {}
-        self._queued: dict[str, int] = {}
+        self._threads = Threads(self.name)
+        self._in_thread = self._threads.run  # blocking work, one at a time per name
 
     # -- for the medium ---------------------------------------------------------------
 
@@ -175,24 +170,6 @@ class LocalRoute(Route):
         if value not in self._held.values(key, self.clock()):
             self._watches.went(key, value)
 
-    async def _in_thread(self, pool: str, work: "Callable[..., T]", *arguments: Any) -> T:
-        """Blocking work, one at a time per pool name. When cancelled it still ends."""
-        executor = self._threads.get(pool)
-        if executor is None:
-            executor = ThreadPoolExecutor(1, f"route-{self.name}-{pool}")
-            self._threads[pool] = executor
-        if self._queued.get(pool, 0) >= QUEUED_MAX:
-            raise Away(f"{pool} hangs")
-        self._queued[pool] = self._queued.get(pool, 0) + 1
-        job = executor.submit(work, *arguments)
-        loop = asyncio.get_running_loop()
-        job.add_done_callback(lambda _: loop.is_closed() or loop.call_soon_threadsafe(done))
-
-        def done() -> None:
-            self._queued[pool] -= 1
-
-        return await asyncio.wrap_future(job)
-
     # -- the contract -------------------------------------------------------------------
 
     async def open(self) -> None:
@@ -219,8 +196,7 @@ class LocalRoute(Route):
                 await self._stop()
         except TimeoutError:
             log.warning("route %s did not stop in time", self.name)
-        for executor in self._threads.values():
-            executor.shutdown(wait=False, cancel_futures=True)
+        self._threads.end()
         self.up = False
 
     async def announce(self, key: bytes, value: bytes, expires_s: int, token: bytes) -> bool:

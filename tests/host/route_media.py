@@ -3,14 +3,22 @@
 import asyncio
 import os
 import shutil
+import signal
 import sqlite3
 
+import paho.mqtt.client as paho
 import psycopg
+from brokers import Mosquitto
+from paho.mqtt.enums import CallbackAPIVersion
 from postgres_kit import cluster
 from route_kit import Cut, Medium, later
 
-from gateway.routes.folder import FolderRoute, encode
+from gateway.mosquitto import hashed
+from gateway.routes import pages
+from gateway.routes.file import encode
+from gateway.routes.folder import FolderRoute
 from gateway.routes.postgres import PostgresRoute
+from gateway.routes.pubsub import PubsubRoute, access_rules
 from gateway.routes.sqlite import SqliteRoute
 
 EVIL = b"\xee" * 8  # the owner that a hostile member writes as
@@ -179,3 +187,79 @@ class Postgres(Wired):
 
     async def lose(self):
         self.shared.run("DROP TABLE route_pointers", self.database)
+
+
+class Pubsub(Wired):
+    """mosquitto with the access rules of the route; each member has its own user."""
+
+    query_max = 4 + 2 * 24
+    settle_s = 12.0  # a silent broker is given up after two keep-alives
+
+    def owner(self, number):
+        return bytes((number,)) * 8
+
+    async def begin(self):
+        owners = [self.owner(number) for number in range(1, 9)] + [EVIL]
+        users = self.folder / "users"
+        users.write_text("".join(f"{o.hex()}:{hashed('pw', o + b'salt')}\n" for o in owners))
+        rules = self.folder / "rules"
+        rules.write_text(access_rules())
+        for file in (users, rules):
+            file.chmod(0o600)
+        self.broker = Mosquitto(
+            self.folder, "allow_anonymous false", f"password_file {users}", f"acl_file {rules}",
+            "persistence true", f"persistence_location {self.folder}/",
+            "set_tcp_nodelay true",
+        )  # fmt: skip
+        await asyncio.to_thread(self.broker.start)
+        self.server_port = self.broker.port
+
+    async def end(self):
+        await super().end()
+        self.broker.kill()
+
+    def make(self, member):
+        return PubsubRoute(
+            member.owner, "127.0.0.1", self.way(member).port, user=member.owner.hex(),
+            password="pw",
+        )  # fmt: skip
+
+    async def junk(self, key, values):
+        """As a member with a password: pages of garbage, full pages, and thousands of
+        topics, which the rules forbid."""
+        await asyncio.to_thread(self._junk, key, values)
+
+    def _junk(self, key, values):
+        client = paho.Client(CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
+        client.username_pw_set(EVIL.hex(), "pw")
+        client.connect("127.0.0.1", self.broker.port)
+        client.loop_start()
+        try:
+            under = f"qis/1/route/{key.hex()}"
+            full = {os.urandom(16): (v, later()) for v in values if len(v) < 4000}
+            whole = [dict(list(full.items())[n : n + 100]) for n in range(0, len(full), 100)]
+            payloads = [v for v in values if v] + [pages.encode(items) for items in whole]
+            sent = []
+            for n, payload in enumerate(payloads):
+                for topic in (f"{n % 8}", f"{n}", f"{n}/{n}", f"0{n % 8}"):
+                    sent.append(client.publish(f"{under}/{EVIL.hex()}/{topic}", payload, 1, True))
+                for owner in (self.members[0].owner.hex(), "x", "00"):
+                    sent.append(client.publish(f"{under}/{owner}/{n % 8}", payload, 1, True))
+            for info in sent:
+                info.wait_for_publish(10)
+        finally:
+            client.disconnect()
+            client.loop_stop()
+
+    async def down(self):
+        self.broker.process.send_signal(signal.SIGTERM)
+        await asyncio.to_thread(self.broker.process.wait, 10)
+
+    async def up(self):
+        await asyncio.to_thread(self.broker.start)
+
+    async def lose(self):
+        await asyncio.to_thread(self.broker.kill)
+        for file in self.folder.glob("mosquitto*.db*"):
+            file.unlink()
+        await self.up()
