@@ -41,6 +41,9 @@ _CONTENT_TYPE = 65010
 
 UNSURE = "unsure"
 
+# How alike two outcomes of the domain are (the gateway's affair).
+SIMILARITIES = ("cosine", "dot", "l2", "hamming")
+
 # kind: text, the extractor.  axes, window, hop: of the sensor window, in samples.
 # offset, mul: one pair per feature, feature = (raw - offset) * mul >> shift, as int8.
 Features = namedtuple("Features", ("kind", "axes", "window", "hop", "offset", "mul", "shift"))
@@ -121,7 +124,7 @@ class Domain:
                 raise DomainError("bad-signature", str(error))
         space = _space(_get(content, 4, dict, "vector space"))
         similarity = content.get(9, "cosine")
-        if similarity != "cosine":
+        if similarity not in SIMILARITIES:
             raise DomainError("bad-field", "similarity")
         return Domain(
             crypto,
@@ -204,6 +207,7 @@ def make_domain(
     tags: "Sequence[str]" = (),
     actions: "Sequence[str]" = (),
     results: "Sequence[str]" = (),
+    similarity: str = "cosine",
 ) -> bytes:
     """The signed file. Hosts only. DomainError when a reader would refuse the content."""
     content = {
@@ -215,7 +219,7 @@ def make_domain(
         6: list(tags),
         7: list(actions),
         8: list(results),
-        9: "cosine",
+        9: similarity,
     }
     header = {cose.HDR_ALG: cose.ALG_EDDSA, cose.HDR_TYP: _CONTENT_TYPE}
     data = cose.sign1(crypto, private_key, header, cbor.encode(content), _AAD)

@@ -1,55 +1,58 @@
 """Cells: regions of a domain's vector space that become keys of the routing layer.
 
-A cell is named by its path. (a,) is a level-1 region of the codebook, (a, b) a region within
-it, and every further level cuts a region into four, so that no region stays too big: levels
-1 to 8. The path of a vector depends on codebook and decoded sketch alone: publisher, querier
-and reader compute it for themselves, and a pointer in the wrong place shows.
+All cells are nodes of one binary tree, the same for everyone who has the codebook. A cell is
+named by its path, a tuple of 0 and 1: (0,) and (1,) are halves of the space, and so on down to
+the codebook's regions (8 + 4 levels with 256 x 16) and 12 levels beyond, so that no cell need
+stay too big. The full path of a vector depends on codebook and decoded sketch alone, and the
+paths of the cells it lies in are prefixes: publisher, querier and reader compute them for
+themselves, and a pointer in the wrong place shows.
 
-**Where a pointer goes.** One key per label and cell. A key holds at most 64 pointers. The
-publisher reads the key of level 1; while it has room, the pointer goes there. When it is full,
-a split marker is put beside the pointers and the next level is tried, and so on. What is
-there stays there: a full cell keeps its 64, only the rest goes deeper. So reading a split key
-is never wasted, a marker that comes late loses nothing, and nobody has to move anything.
-`settle` is that rule as a function; it reads nothing itself.
+**Where a pointer goes.** One key per label and cell, at most 64 pointers a key. The publisher
+reads the keys on its way down: past every split marker, and where there is room the pointer
+goes. A full key without a marker gets one, and the next level is tried. So cells are coarse
+where little is known and fine where much is. What is at a key when it is split moves down when
+it is next renewed. `settle` is that rule as a function; it reads nothing itself.
 
-**Deeper levels.** Every level-2 region has four directions, rows of +-1: row j has the signs of
-bits 64 j .. 64 j + 63 (most significant first, 1 is +1) of SHA-256("qis split" | codebook id |
-CBOR [a, b]). A vector's position on a direction is x = row . (vector - centroid of (a, b)).
-Levels 3, 5 and 7 cut along rows 0 and 1, levels 4, 6 and 8 along rows 2 and 3; each direction
-is cut first at 0, then its half in two, then its quarter, where a normal distribution of the
-region's spread s would be cut into equal parts: at 1024 x >= c s with c = 0; -691, 691; -1178,
--326, 326, 1178. The child's number is 2 * (first row's side) + (second row's side), 1 for >=.
+**Beyond the codebook.** Level-2 region (a, b) is cut along the four directions of a (see
+codebook.py). A vector's position on direction j is x = direction . (vector - centroid of
+(a, b)); levels take j = 0, 1, 2, 3, 0, 1 ... Each direction is cut first in the middle, then
+its half in two, then its quarter, where a normal distribution of spread s would be cut into
+equal parts: the number is 1 when 1024 x >= c s with c = 0; -691 or 691; -1178, -326, 326 or
+1178, by what came out before.
 
-**Asking.** `Probe` goes best first: a cell is as good as the best region that its pointers can
-have come from, a split region is replaced by its parts. All centroids are known, so the order
-costs no lookup. The score of a level-2 region is the squared distance to its centroid plus
-what its level-1 region is farther than the nearest one: a vector is in the region only if both
-are near.
+**Asking.** `Probe` goes best first: a cell is as good as the best region within it, a split cell
+is replaced by its parts. All centroids are known, so the order costs no lookup. The score of a
+level-2 region is the squared distance to its centroid plus part of what its level-1 region is
+farther than the nearest one: a vector is in the region only if both are near. Cells known to be
+split from earlier queries are not asked again: keep them, or a query spends its first lookups
+on finding the way down.
 
 **Key.** HMAC-SHA-256(network key, or 32 zeros without one, CBOR ["qis cell", domain id, codebook
 version, label or null, path])[:20]. Label null is for fingerprints of agents. Without the
 network key nobody can tell which cells a key stands for.
 """
 
-import hashlib
 import heapq
 import hmac
 from collections import namedtuple
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from edge_agent import cbor
-from gateway.codebook import Codebook, Ints
+from gateway.codebook import DIRECTIONS, Codebook
 from gateway.sketch import Int8
 
 Path = tuple[int, ...]
 
-MAX_LEVEL = 8
+DEEPER = 12  # levels beyond the codebook's
+MAX_LEVEL = 28
 CELL_MAX = 64  # pointers at one key
-CUT = 4  # parts of a cell from level 3 on
 # Where a direction is cut, by how often it was cut before and what came out; times s / 1024.
 CUTS = ((0,), (-691, 691), (-1178, -326, 326, 1178))
+# How much a level-1 region that is farther than the nearest counts, in 1/1024.
+FARTHER = 512
 KEY_BYTES = 20
 BUDGET = 24  # lookups of one query
 LABELS_MOST = 4
@@ -62,52 +65,50 @@ Settled = namedtuple("Settled", ("read", "place", "markers"))
 # -- where -----------------------------------------------------------------------------
 
 
-def assign(codebook: Codebook, decoded: "Int8 | bytes", level: int = MAX_LEVEL) -> "list[Path]":
-    """The path of each decoded vector down to `level` (1..8); shorter paths are prefixes.
+def levels(codebook: Codebook) -> int:
+    """The length of a full path."""
+    return codebook.levels1 + codebook.levels2 + DEEPER
+
+
+def assign(codebook: Codebook, decoded: "Int8 | bytes") -> "list[Path]":
+    """The full path of each decoded vector; the cells it lies in are its prefixes.
 
     decoded: (n, 64) int8 as `Sketcher.decode` gives them, or the bytes of one or several.
     """
-    table = assign_array(codebook, codebook.place(decoded), level)
-    return [tuple(row) for row in table.tolist()]
+    return list(map(tuple, assign_array(codebook, codebook.place(decoded)).tolist()))
 
 
-def assign_array(codebook: Codebook, placed: Int8, level: int = MAX_LEVEL) -> Ints:
-    """(n, level) path numbers of vectors that `Codebook.place` has prepared."""
-    if not 1 <= level <= MAX_LEVEL:
-        raise ValueError(f"level {level}, allowed 1..{MAX_LEVEL}")
-    table = np.zeros((len(placed), level), np.int64)
-    everyone = codebook.nearest1(placed)
-    table[:, 0] = everyone
-    if level == 1:
-        return table
-    for members in _groups(everyone[:, None]):
-        table[members, 1] = codebook.nearest2(placed[members], int(everyone[members[0]]))
-    for members in _groups(table[:, :2]) if level > 2 else []:
-        a, b = table[members[0], :2].tolist()
-        positions = _positions(codebook, a, b, placed[members])
-        spread = codebook.spread[a, b]
-        index = np.zeros((len(members), 4), np.int64)  # which part of each direction so far
-        for depth in range(2, level):
-            rows = _rows(depth)
-            cuts = np.array(CUTS[(depth - 2) // 2])
-            sides = positions[:, rows] >= cuts[index[:, rows]] * spread
-            index[:, rows] = 2 * index[:, rows] + sides
-            table[members, depth] = 2 * sides[:, 0] + sides[:, 1]
+def assign_array(codebook: Codebook, placed: Int8) -> npt.NDArray[np.uint8]:
+    """(n, levels) bits, of vectors that `Codebook.place` has prepared."""
+    first, second = codebook.nearest(placed)
+    shallow = codebook.levels1 + codebook.levels2
+    leaf = first * codebook.k2 + second
+    table = np.zeros((len(placed), shallow + DEEPER), np.uint8)
+    for level in range(shallow):
+        table[:, level] = leaf >> (shallow - 1 - level) & 1
+    for a in np.unique(first).tolist():
+        members = np.flatnonzero(first == a)
+        centres = codebook.centroids2[a, second[members]].astype(np.int64)
+        away = placed[members].astype(np.int64) - centres
+        positions = 1024 * (away @ codebook.directions(a).T)
+        part = np.zeros((len(members), DIRECTIONS), np.int64)
+        for depth in range(DEEPER):
+            j = depth % DIRECTIONS
+            cuts = np.array(CUTS[depth // DIRECTIONS])[part[:, j]] * codebook.spread[a, j]
+            side = positions[:, j] >= cuts
+            part[:, j] = 2 * part[:, j] + side
+            table[members, shallow + depth] = side
     return table
 
 
 def children(codebook: Codebook, path: Path) -> "list[Path]":
-    """The parts of a cell; none at the last level. () has the level-1 cells."""
-    if len(path) >= MAX_LEVEL:
-        return []
-    return [path + (i,) for i in range(_width(codebook, len(path)))]
+    """The two halves of a cell; none at the last level."""
+    return [] if len(path) >= levels(codebook) else [path + (0,), path + (1,)]
 
 
 def valid_path(codebook: Codebook, path: "Sequence[int]") -> bool:
     """Whether the codebook has a cell of this name."""
-    return 1 <= len(path) <= MAX_LEVEL and all(
-        0 <= part < _width(codebook, level) for level, part in enumerate(path)
-    )
+    return 1 <= len(path) <= levels(codebook) and all(part in (0, 1) for part in path)
 
 
 def path_key(
@@ -127,8 +128,9 @@ def settle(path: Path, seen: "Mapping[Path, tuple[int, bool]]", limit: int = CEL
     """Where a pointer with the full path `path` goes.
 
     seen: for keys read so far, (valid pointers there that are not this one, marker there).
-    Call again with more keys until `read` is None. Also for renewals: a pointer whose cell
-    has got room again may come up.
+    Call again with more keys until `read` is None. Call for renewals, too: the cell may have
+    been split. `markers` are those that are missing; whoever has a pointer below a marker
+    keeps it alive.
     """
     markers: list[Path] = []
     for level in range(1, len(path) + 1):
@@ -136,9 +138,11 @@ def settle(path: Path, seen: "Mapping[Path, tuple[int, bool]]", limit: int = CEL
         if here not in seen:
             return Settled(here, None, markers)
         count, marked = seen[here]
+        if marked:
+            continue
         if count < limit:
             return Settled(None, here, markers)
-        if not marked and level < len(path):
+        if level < len(path):
             markers.append(here)
     return Settled(None, None, markers)
 
@@ -149,7 +153,9 @@ def settle(path: Path, seen: "Mapping[Path, tuple[int, bool]]", limit: int = CEL
 class Probe:
     """Which cells to look up for one vector and one label, best first. No I/O.
 
-    Take some paths, look them all up at once, report the split ones, take more.
+    Take some cells, look them all up at once, report each with `saw`, take more. Where nothing
+    is known about splits the probe guesses how deep the cells are and learns from what it sees:
+    pointers or a marker mean that all cells above are split, nothing at all means too deep.
     """
 
     def __init__(self, codebook: Codebook, decoded: bytes, budget: int = BUDGET) -> None:
@@ -158,15 +164,25 @@ class Probe:
         if len(self._placed) != 1:
             raise ValueError(f"{len(self._placed)} vectors, 1 wanted")
         first, second = codebook.distances(self._placed)
-        self._scores = second + (first - first.min())[:, None]
-        best = self._scores.min(1).tolist()
-        self._heap: list[tuple[int, Path]] = [(score, (a,)) for a, score in enumerate(best)]
-        heapq.heapify(self._heap)
+        scores = second + ((first - first.min()) * FARTHER >> 10)[:, None]
+        # The best score below each node, level by level from the regions up.
+        best = [scores.reshape(-1)]
+        while len(best[-1]) > 1:
+            best.append(best[-1].reshape(-1, 2).min(1))
+        self._best = best[::-1]
         self._known: dict[Path, int] = {}
-        self._positions: dict[Path, list[int]] = {}
-        self._split: set[Path] = set()
+        # Open cells: the cell above is split. Seeded ones are asked as they are, the others
+        # at the depth of the last cell found, but not below _deepest.
+        self._open: list[tuple[int, Path]] = []
+        self._seeded: set[Path] = set()
+        self._deepest: dict[Path, int] = {}
+        self._below: dict[Path, Path] = {}  # cell asked: the open cell it stands for
+        self._depth = 0
+        self._split: set[Path] = {()}
         self._taken: set[Path] = set()
         self.budget = budget
+        for child in children(codebook, ()):
+            self._push(child)
 
     @property
     def used(self) -> int:
@@ -176,55 +192,100 @@ class Probe:
     def take(self, n: int) -> "list[Path]":
         """At most n cells to look up now; [] when the budget is spent or all were asked."""
         found: list[Path] = []
-        while self._heap and len(found) < n and self.used < self.budget:
-            _, path = heapq.heappop(self._heap)
-            if path in self._taken:
+        n = min(n, self.budget - self.used)
+        if n > 1 and not self._depth and len(self._split) == 1 and not self._taken:
+            # The first of all: look for the depth along the best way down.
+            shallow = len(self._best) - 1
+            path = self._down((), shallow)
+            found = sorted({path[: max(1, shallow * (i + 1) // n)] for i in range(n)})
+            self._taken.update(found)
+            return found
+        while self._open and len(found) < n:
+            _, path = heapq.heappop(self._open)
+            if path in self._split:
                 continue
-            self._taken.add(path)
-            found.append(path)
+            asked = path
+            if path not in self._seeded:
+                depth = min(self._depth, self._deepest.get(path, self._depth))
+                asked = self._down(path, depth)
+                while asked in self._taken and len(asked) > len(path):
+                    asked = asked[:-1]
+            if asked in self._taken:
+                continue
+            self._taken.add(asked)
+            self._below[asked] = path
+            found.append(asked)
         return found
 
-    def saw_split(self, path: Path) -> None:
-        """A split marker stands at `path`: its parts are worth asking."""
-        if path in self._split or not valid_path(self._codebook, path):
+    def saw(self, path: Path, pointers: int, split: bool) -> None:
+        """What was at a cell: how many valid pointers, and whether a split marker."""
+        if not valid_path(self._codebook, path):
             return
-        self._split.add(path)
-        for score, child in self._parts(path):
-            heapq.heappush(self._heap, (score, child))
+        if pointers or split:
+            for level in range(len(path) + (1 if split else 0)):
+                self._divide(path[:level])
+            if not split:
+                self._depth = len(path)
+            elif self._depth <= len(path):
+                self._depth = len(path) + 1
+            return
+        above = self._below.get(path, path)
+        if len(above) < len(path):
+            # Too deep: the cell lies between.
+            self._deepest[above] = (len(above) + len(path)) // 2
+            self._push(above)
+
+    def saw_split(self, path: Path) -> None:
+        """A split marker stands at `path`."""
+        self.saw(path, 0, True)
 
     def seed_splits(self, paths: "Iterable[Path]") -> None:
-        """Splits known from earlier: their parts can be asked in the first round."""
+        """Cells known to be split, with nothing left at them: only their parts are asked."""
         for path in sorted(paths, key=len):
-            self.saw_split(path)
+            if valid_path(self._codebook, path):
+                for level in range(len(path) + 1):
+                    self._seeded.update(self._divide(path[:level]))
 
-    def _parts(self, path: Path) -> "list[tuple[int, Path]]":
-        if len(path) == 1:
-            return [(s, path + (b,)) for b, s in enumerate(self._scores[path[0]].tolist())]
-        if len(path) >= MAX_LEVEL:
+    def _divide(self, path: Path) -> "list[Path]":
+        """Note a split; the parts that became open."""
+        if path in self._split:
             return []
-        a, b = path[:2]
-        if path[:2] not in self._positions:
-            self._positions[path[:2]] = _positions(self._codebook, a, b, self._placed)[0].tolist()
-        positions = self._positions[path[:2]]
-        spread = int(self._codebook.spread[a, b])
-        score = self._score(path)
-        parts = []
-        for child in range(CUT):
-            cost = 0
-            for j, row in enumerate((0, 1) if len(path) % 2 == 0 else (2, 3)):
-                margin = positions[row] - CUTS[(len(path) - 2) // 2][_index(path, row)] * spread
-                if (child >> (1 - j) & 1) != (margin >= 0):
-                    # The squared distance to the cut; a row has length 8.
-                    cost += margin * margin >> 26
-            parts.append((score + cost, path + (child,)))
+        self._split.add(path)
+        parts = children(self._codebook, path)
+        for part in parts:
+            self._push(part)
         return parts
 
+    def _push(self, path: Path) -> None:
+        heapq.heappush(self._open, (self._score(path), path))
+
+    def _down(self, path: Path, depth: int) -> Path:
+        """The best cell of a depth within a cell."""
+        while len(path) < depth:
+            left, right = children(self._codebook, path)
+            path = left if self._score(left) <= self._score(right) else right
+        return path
+
     def _score(self, path: Path) -> int:
+        level = len(path)
+        if level < len(self._best):
+            return int(self._best[level][_number(path)])
         if path not in self._known:
-            if len(path) == 2:
-                self._known[path] = int(self._scores[path])
-            else:
-                self._known.update((part, score) for score, part in self._parts(path[:-1]))
+            shallow = len(self._best) - 1
+            depth = level - 1 - shallow
+            j = depth % DIRECTIONS
+            leaf = _number(path[:shallow])
+            a, b = divmod(leaf, self._codebook.k2)
+            row = self._codebook.directions(a)[j]
+            away = self._placed[0].astype(np.int64) - self._codebook.centroids2[a, b]
+            part = _number(path[shallow + j : -1 : DIRECTIONS])
+            cut = CUTS[depth // DIRECTIONS][part] * int(self._codebook.spread[a, j])
+            margin = 1024 * int(row @ away) - cut
+            score = self._score(path[:-1])
+            if (margin >= 0) != path[-1]:
+                # On the other side: the squared distance to the cut.
+                score += margin * margin // (int(row @ row) << 20)
+            self._known[path] = score
         return self._known[path]
 
 
@@ -252,41 +313,8 @@ def share_budget(
     return shares
 
 
-# -- inside ----------------------------------------------------------------------------
-
-
-def _width(codebook: Codebook, level: int) -> int:
-    return codebook.k1 if level == 0 else codebook.k2 if level == 1 else CUT
-
-
-def _groups(keys: Ints) -> "list[Ints]":
-    """Row numbers of equal rows."""
-    if not len(keys):
-        return []
-    order = np.lexsort(keys.T[::-1])
-    ordered = keys[order]
-    edges = np.flatnonzero((ordered[1:] != ordered[:-1]).any(1)) + 1
-    return list(np.split(order, edges))
-
-
-def _rows(depth: int) -> slice:
-    """The directions that decide a path's number at index `depth`."""
-    return slice(0, 2) if depth % 2 == 0 else slice(2, 4)
-
-
-def _index(path: Path, row: int) -> int:
-    """Which part of direction `row` a path has come down to."""
+def _number(bits: Path) -> int:
     found = 0
-    for number in path[2 + row // 2 :: 2]:
-        found = 2 * found + (number >> (1 - row % 2) & 1)
+    for bit in bits:
+        found = 2 * found + bit
     return found
-
-
-def _positions(codebook: Codebook, a: int, b: int, placed: Int8) -> Ints:
-    """(n, 4): 1024 times where vectors lie on the directions of region (a, b)."""
-    seed = b"qis split" + codebook.id + cbor.encode([a, b])
-    bits = np.frombuffer(hashlib.sha256(seed).digest(), np.uint8)
-    rows = np.unpackbits(bits).astype(np.int64).reshape(4, 64) * 2 - 1
-    centre = codebook.centroids2[a, b].astype(np.int64)
-    out: Ints = 1024 * ((placed.astype(np.int64) - centre) @ rows.T)
-    return out

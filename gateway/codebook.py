@@ -1,10 +1,10 @@
 """The codebook: a signed, public, versioned quantiser of one domain's vector space.
 
-Two levels of int8 centroids (usually 256 and 16 in each) divide the space into cells; cells
-become keys of the routing layer (see cells.py). With the centroids come the settings of the
-sketch, because a cell is a function of the decoded sketch and of nothing else. It is trained
-once from public or consented vectors (train.py) and signed by the domain's owner; at run
-time nobody coordinates anything.
+Two levels of int8 centroids (usually 256 and 16 in each) divide the space into regions; cells
+are made of them (see cells.py). With the centroids come the settings of the sketch, because a
+cell is a function of the decoded sketch and of nothing else. A codebook is trained once from
+public or consented vectors (train.py) and signed by the domain's owner; at run time nobody
+coordinates anything.
 
 The file is a COSE_Sign1 (Ed25519) around a CBOR map:
 
@@ -13,10 +13,12 @@ The file is a COSE_Sign1 (Ed25519) around a CBOR map:
     5 offset: 64 x int8         6 radius u16, 0 for none
     7 centroids of level 1: k1 x 64 int8                8 of level 2: k1 x k2 x 64 int8
     9 similarity                10 vectors trained on   11 note, text     12 owner, 32 bytes
-    13 spread of each level-2 region: k1 x k2 x u16, big endian: the root of the mean squared
-       distance to its centroid
+    13 spreads: k1 x 4 x u32, big endian, of the positions on the four directions (cells.py)
 
     id = first 8 bytes of SHA-256(file)
+
+k1 and k2 are powers of two, and the order of centroids matters: the bits of an index are a
+way down a tree that halves the regions again and again, neighbours staying together.
 
 **Radius.** Under cosine the length of a vector means nothing, but squared distance would see
 it. With a radius R every decoded vector is brought to length R before it meets centroids:
@@ -25,6 +27,13 @@ w = clamp((2 v R + n) // 2n, -127, 127), n = isqrt(v . v), halves up; the zero v
 **Exactness.** Nearest means least squared distance over integers, ties to the lowest index.
 All products of int8 rows of 64 stay below 2^24, so that float32 matrix products of them are
 exact whatever the order of summation; they are used for speed and turned back to integers.
+
+**Directions** (four per level-1 region) are where its level-2 centroids differ most: with M the
+64 x 64 matrix of sums of products of (centroid - floor of their mean), power iteration in
+integers. Row j starts from +-1, bits 64 j .. 64 j + 63 of SHA-256("qis cut" | domain id |
+version u16 | region u16), most significant first, 1 is +1. Sixteen times: x = M x; for every
+earlier row d: x -= d (x . d) // (d . d); then x = x 32767 // max |x|. At the end
+x = x 127 // max |x|. A row that comes to nothing on the way stays at its start.
 """
 
 import hashlib
@@ -45,6 +54,7 @@ Ints = npt.NDArray[np.int64]
 
 FILE_MAX = 400_000
 K1_MAX, K2_MAX = 1024, 64
+DIRECTIONS = 4
 RADIUS_MAX = 1023
 NOTE_MAX = 400
 SIMILARITY_MAX = 64
@@ -80,8 +90,11 @@ class Codebook:
             self.k1, -1, VECTOR_BYTES
         )
         self.k2 = self.centroids2.shape[1]
-        self.spread: Ints = np.frombuffer(content[13], ">u2").astype(np.int64)
-        self.spread = self.spread.reshape(self.k1, self.k2)
+        self.spread: Ints = np.frombuffer(content[13], ">u4").reshape(-1, DIRECTIONS)
+        self.spread = self.spread.astype(np.int64)
+        self.levels1 = self.k1.bit_length() - 1
+        self.levels2 = self.k2.bit_length() - 1
+        self._directions: dict[int, Ints] = {}
         steps = content[4]
         step = list(steps) if isinstance(steps, bytes) else max(1, steps)
         self.sketcher = Sketcher(self.kind, self.domain_id, step, content[5], crypto)
@@ -127,13 +140,14 @@ class Codebook:
         """(n, 64) decoded vectors as centroids see them: of one length where one is fixed."""
         return to_radius(as_rows(decoded), self.radius)
 
-    def nearest1(self, placed: Int8) -> Ints:
-        """Index of the nearest level-1 centroid for each of (n, 64)."""
-        return self._flat1.nearest(placed)
-
-    def nearest2(self, placed: Int8, first: int) -> Ints:
-        """Index of the nearest level-2 centroid within level-1 cell `first`."""
-        return self._flat2[first].nearest(placed)
+    def nearest(self, placed: Int8) -> "tuple[Ints, Ints]":
+        """For each of (n, 64): the level-1 region, and the level-2 region within it."""
+        first = self._flat1.nearest(placed)
+        second = np.zeros(len(placed), np.int64)
+        for a in np.unique(first).tolist():
+            members = np.flatnonzero(first == a)
+            second[members] = self._flat2[a].nearest(placed[members])
+        return first, second
 
     def distances(self, placed: Int8) -> "tuple[Ints, Ints]":
         """Squared distances of one vector to every centroid: (k1,) and (k1, k2)."""
@@ -142,6 +156,14 @@ class Codebook:
             squared(placed, self.centroids1)[0],
             squared(placed, second)[0].reshape(self.k1, self.k2),
         )
+
+    def directions(self, first: int) -> Ints:
+        """(4, 64): along which the parts of level-1 region `first` are cut further."""
+        found = self._directions.get(first)
+        if found is None:
+            found = directions(self.domain_id, self.version, first, self.centroids2[first])
+            self._directions[first] = found
+        return found
 
     def __repr__(self) -> str:
         return (
@@ -182,7 +204,7 @@ def make_codebook(
         10: trained_on,
         11: note,
         12: domain.owner,
-        13: spread.astype(">u2").tobytes(),
+        13: spread.astype(">u4").tobytes(),
     }
     header = {cose.HDR_ALG: cose.ALG_EDDSA, cose.HDR_TYP: _CONTENT_TYPE}
     data = cose.sign1(crypto, private_key, header, cbor.encode(content), _AAD)
@@ -233,6 +255,29 @@ def squared(a: Int8, b: Int8) -> Ints:
     return out
 
 
+def directions(domain_id: bytes, version: int, region: int, centroids: Int8) -> Ints:
+    """(4, 64) rows of -127..127, as the head of this file defines them."""
+    seed = b"qis cut" + domain_id + version.to_bytes(2, "big") + region.to_bytes(2, "big")
+    bits = np.unpackbits(np.frombuffer(hashlib.sha256(seed).digest(), np.uint8))
+    rows = bits.astype(np.int64).reshape(DIRECTIONS, VECTOR_BYTES) * 2 - 1
+    wide = centroids.astype(np.int64)
+    wide = wide - wide.sum(0) // len(wide)
+    square = wide.T @ wide
+    for j in range(DIRECTIONS):
+        x = rows[j]
+        for _ in range(16):
+            x = square @ x
+            for d in rows[:j]:
+                x = x - d * int(x @ d) // int(d @ d)
+            largest = int(np.abs(x).max())
+            if not largest:
+                break
+            x = x * 32767 // largest
+        else:
+            rows[j] = x * 127 // int(np.abs(x).max())
+    return rows
+
+
 class _Nearest:
     """The nearest of some centroids, ties to the lowest index."""
 
@@ -271,16 +316,16 @@ def _check(content: "dict[Any, Any]") -> None:
     first = _bytes(content, 7, None, "centroids of level 1")
     second = _bytes(content, 8, None, "centroids of level 2")
     k1, left = divmod(len(first), VECTOR_BYTES)
-    if left or not 1 <= k1 <= K1_MAX:
+    if left or not 2 <= k1 <= K1_MAX or k1 & (k1 - 1):
         raise CodebookError("bad-field", "centroids of level 1")
     k2, left = divmod(len(second), VECTOR_BYTES * k1)
-    if left or not 1 <= k2 <= K2_MAX:
+    if left or not 1 <= k2 <= K2_MAX or k2 & (k2 - 1):
         raise CodebookError("bad-field", "centroids of level 2")
     _text(content, 9, SIMILARITY_MAX, "similarity")
     _number(content, 10, 0xFFFFFFFF, "vectors trained on")
     _text(content, 11, NOTE_MAX, "note")
     _bytes(content, 12, 32, "owner")
-    _bytes(content, 13, 2 * k1 * k2, "spread")
+    _bytes(content, 13, 4 * k1 * DIRECTIONS, "spreads")
 
 
 def _get(content: "dict[Any, Any]", label: int, kind: type, what: str) -> Any:

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from edge_agent.cpython.signer import HostCrypto
 from edge_agent.errors import RemoteError
 from edge_agent.fingerprint import VECTOR_BYTES, Projection
 from edge_agent.interfaces import Crypto
@@ -117,9 +118,7 @@ class Sketcher:
                 raise SketchError("code", "-128")
             return sketches.view(np.int8).copy()
         if self.kind == SIGN:
-            bits = np.unpackbits(sketches, axis=1).astype(np.float32) * 2 - 1
-            sums = (bits @ self._rows).astype(np.int64)
-            values = (sums * self.steps + (1 << GAIN_SHIFT - 1)) >> GAIN_SHIFT
+            values = (self.sums(sketches) * self.steps + (1 << GAIN_SHIFT - 1)) >> GAIN_SHIFT
         else:
             codes = np.empty((len(sketches), VECTOR_BYTES), np.int32)
             codes[:, 0::2] = sketches >> 4
@@ -130,16 +129,21 @@ class Sketcher:
         out: Int8 = np.clip(values + self.offset, -127, 127).astype(np.int8)
         return out
 
+    def sums(self, sketches: Bytes) -> npt.NDArray[np.int64]:
+        """(n, 64): for a sign sketch, the rows added up with the signs it holds."""
+        bits = np.unpackbits(sketches, axis=1).astype(np.float32) * 2 - 1
+        out: npt.NDArray[np.int64] = (bits @ self._rows).astype(np.int64)
+        return out
+
 
 def projection_rows(
-    domain_id: bytes, crypto: "Crypto | None" = None, purpose: bytes = PURPOSE_SKETCH
+    domain_id: bytes,
+    crypto: "Crypto | None" = None,
+    purpose: bytes = PURPOSE_SKETCH,
+    rows: int = ROWS,
 ) -> npt.NDArray[np.float32]:
-    """The (256, 64) matrix of +-1 that the shared projection of `domain_id` applies."""
-    if crypto is None:
-        from edge_agent.cpython.signer import HostCrypto
-
-        crypto = HostCrypto()
-    projection = Projection(crypto, domain_id, purpose, ROWS, VECTOR_BYTES)
+    """The (rows, 64) matrix of +-1 that the shared projection of `domain_id` applies."""
+    projection = Projection(crypto or HostCrypto(), domain_id, purpose, rows, VECTOR_BYTES)
     unit = np.eye(VECTOR_BYTES, dtype=int).tolist()
     return np.array([projection.apply(row) for row in unit], np.float32).T.copy()
 

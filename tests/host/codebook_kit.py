@@ -43,7 +43,7 @@ def codebook_file(
 ) -> bytes:
     """Centroids are plain samples: good enough to test by, and quick."""
     first = clustered(k1, 1)[0]
-    near = clustered(k1 * k2, 2)[0].reshape(k1, k2, 64) // 4 + first[:, None] // 2
+    near = np.random.default_rng(2).normal(0, 10, (k1, k2, 64)) + first[:, None]
     step = {INT4: bytes([10] * 64), SIGN: 150, INT8: 0}[kind]
     return make_codebook(
         CRYPTO,
@@ -55,8 +55,8 @@ def codebook_file(
         bytes(64),
         radius,
         first,
-        near.astype(np.int8),
-        np.full((k1, k2), 160),
+        np.clip(np.rint(near), -127, 127).astype(np.int8),
+        np.full((k1, 4), 9000),
         k1,
         "for tests",
     )
