@@ -28,10 +28,11 @@ import numpy as np
 from edge_agent.errors import StoreError
 from gateway.cells import Path
 from gateway.pointer import number_of, path_of
-from gateway.routing_rows import STEPS, Announced, Found, Interest, Local
+from gateway.routing_rows import STEPS, Announced, Found, Interest, Local, Near
+from gateway.similarity import Measure, rank
 from gateway.sketch import Int8
 
-__all__ = ["Announced", "Found", "Interest", "Local", "RoutingDb"]
+__all__ = ["Announced", "Found", "Interest", "Local", "Near", "RoutingDb"]
 
 AUDIT_KEPT = 100_000
 FOUND_KEPT = 1000  # per device
@@ -246,6 +247,23 @@ class RoutingDb:
                 rows += map(Local._make, self.run(select, (domain, one)))
         table = np.frombuffer(b"".join(row.vector for row in rows), np.int8)
         return rows, table.reshape(len(rows), -1) if rows else np.zeros((0, 64), np.int8)
+
+    def near(
+        self,
+        domain: bytes,
+        label: "int | None",
+        vector: bytes,
+        k: int,
+        measure: "str | Measure" = "cosine",
+        cells: Sequence[int] = (),
+    ) -> list[Near]:
+        """The k nearest local outcomes, nearest first; see `candidates`."""
+        rows, table = self.candidates(domain, label, cells, 40 * k)
+        order, scores = rank(measure, vector, table, [row.id for row in rows])
+        return [
+            Near(row.outcome, row.id, row.label, row.confidence, row.result, float(scores[i]))
+            for i, row in ((i, rows[i]) for i in order[:k])
+        ]
 
     def _labels(self, domain: bytes) -> list[int]:
         """Labels that occur, without reading the table."""

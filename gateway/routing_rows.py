@@ -121,6 +121,17 @@ class Local(NamedTuple):
     vector: bytes
 
 
+class Near(NamedTuple):
+    """A local outcome found. score: as similarity.rank gives it, more is nearer."""
+
+    outcome: int
+    id: bytes
+    label: int
+    confidence: int
+    result: int | None
+    score: float
+
+
 class Interest(NamedTuple):
     id: int
     agent: bytes

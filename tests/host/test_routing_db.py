@@ -138,6 +138,22 @@ def test_a_hundred_thousand_are_read_quickly(db):
     assert one < 0.5 and seconds < 0.5
 
 
+def test_the_nearest_of_ones_own(db):
+    vectors = np.random.default_rng(2).integers(-127, 128, (200, 64)).astype(np.int8)
+    db.add_local(outcome(i, label=i % 2, vector=vectors[i].tobytes()) for i in range(200))
+    query = vectors[17].astype(float)
+    cosines = vectors @ query / np.linalg.norm(vectors, axis=1) / np.linalg.norm(query)
+    for label in (None, 1):
+        expected = [i for i in np.argsort(-cosines) if label is None or i % 2 == label][:10]
+        found = db.near(DOMAIN, label, vectors[17].tobytes(), 10)
+        assert [near.outcome for near in found] == expected
+        assert np.allclose([near.score for near in found], cosines[expected])
+    lengths = np.linalg.norm(vectors - query, axis=1)
+    found = db.near(DOMAIN, None, vectors[17].tobytes(), 5, "l2")
+    assert [near.outcome for near in found] == np.argsort(lengths)[:5].tolist()
+    assert db.near(b"nothing.", None, bytes(64), 5) == []
+
+
 def test_interests_are_bounded_and_expire(db):
     ids = [db.add_interest(AGENT_ID, DOMAIN, None, bytes([i]) * 64, 9, NOW + i) for i in range(100)]
     db.add_interest(b"agent-02", DOMAIN, 4, bytes(64), 9, NOW + 50)
