@@ -105,7 +105,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     try:
         return report.build(world, director, used)
     finally:
-        world.database.close()
+        world.close()
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -23,7 +23,7 @@ from typing import Any
 from examples.demo.processes import Process, wait_until
 from examples.demo.show import Progress
 from examples.demo.watch import Member, Watch
-from examples.demo.world import DEVICE, World
+from examples.demo.world import DEVICE, Hub, World
 
 STARTUP_S = 40.0
 SETTLE_S = 0.4  # for what already left a dead process to reach the disk
@@ -43,7 +43,7 @@ class Director:
     def __init__(self, world: World, progress: Progress, kills: list[tuple[str, float]]) -> None:
         self.world = world
         self.progress = progress
-        self.watch = Watch(world.members, world.database)
+        self.watch = Watch(world.members, [hub.database for hub in world.hubs])
         self.planned = list(kills)
         self.kills: list[dict[str, Any]] = []
         self.total = sum(len(m.windows) for m in world.members)
@@ -70,11 +70,16 @@ class Director:
 
     def _start(self) -> None:
         world, say = self.world, self.progress.say
-        world.broker.start()
-        self._need(world.broker, world.broker_ready, "accepts no connections")
-        world.gateway.start()
-        self._need(world.gateway, world.gateway_ready, "is not ready")
-        say(f"Broker and gateway are up on port {world.port}; starting {len(world.members)} sites")
+        for hub in world.hubs:
+            hub.broker.start()
+        for hub in world.hubs:
+            self._need(hub.broker, hub.broker_ready, "accepts no connections")
+            hub.gateway.start()
+        for hub in world.hubs:
+            self._need(hub.gateway, hub.gateway_ready, "is not ready")
+        pairs = "Broker and gateway are" if len(world.hubs) == 1 else "Brokers and gateways are"
+        ports = ", ".join(str(hub.port) for hub in world.hubs)
+        say(f"{pairs} up on port {ports}; starting {len(world.members)} sites")
         for member in world.members:
             member.process.start()
         for member in world.members:
@@ -159,23 +164,26 @@ class Director:
             and arrived > 0
         )
 
-    def _victim(self, what: str) -> tuple[Process, int | None]:
+    def _victim(self, what: str) -> tuple[Process, int | None, Hub]:
+        """Broker and gateway are those of the first group, the agent is from the middle."""
+        first = self.world.hubs[0]
         if what == "broker":
-            return self.world.broker, None
+            return first.broker, None, first
         if what == "gateway":
-            return self.world.gateway, None
+            return first.gateway, None, first
         member = self.world.members[len(self.world.members) // 2]
-        return member.process, member.number
+        return member.process, member.number, self.world.hub_of(member.number)
 
     def _kill(self, what: str) -> None:
-        process, site = self._victim(what)
+        process, site, hub = self._victim(what)
+        sites = hub.sites() if site is None else {site}
         watch, world = self.watch, self.world
         rates = watch.rates()
         member = next((m for m in world.members if m.number == site), None)
         held = what != "gateway"
         if held:
             # A healthy gateway leaves a broker nothing to lose, and a site nothing unanswered.
-            world.gateway.signal(signal.SIGSTOP)
+            hub.gateway.signal(signal.SIGSTOP)
             until = watch.now() + world.pause_s
             while watch.now() < until:
                 self._tick()
@@ -184,7 +192,7 @@ class Director:
         patience = watch.now() + 3.0
         while True:
             watch.look()
-            flying = watch.in_flight(site)
+            flying = watch.in_flight(sites)
             in_ram = int(member.said.get("read", 0)) - len(member.lines) if member else ENOUGH
             if len(flying) >= ENOUGH and in_ram >= ENOUGH:
                 break
@@ -197,7 +205,7 @@ class Director:
         at = watch.now()
         kill = self._note(what, at, flying)
         if held:
-            world.gateway.signal(signal.SIGCONT)
+            hub.gateway.signal(signal.SIGCONT)
         time.sleep(SETTLE_S)
         watch.look()
         unsaved = flying - watch.arrived.keys()
@@ -211,7 +219,7 @@ class Director:
             kill["in_ram"] = max(in_ram, 0)
             member.said.clear()
         if what == "broker":
-            for m in world.members:
+            for m in hub.members:
                 m.said["link"] = False
         kill["live"] = (
             rates[0] > 0
@@ -227,7 +235,7 @@ class Director:
         self._down.append((at + world.down_s, kill, process))
 
     def _note(self, what: str, at: float | None, victims: set[str]) -> dict[str, Any]:
-        process, site = self._victim(what)
+        process, site, _ = self._victim(what)
         kill = {
             "what": what if site is None else f"site {site}",
             "at": at,

@@ -126,7 +126,7 @@ def build(world: World, director: Director, options: dict[str, Any]) -> dict[str
         "totals": totals,
         "sites": rows,
         "kills": kills,
-        "gateway": world.database.counters(),
+        "gateway": world.counters(),
         "timeline": watch.timeline(0.5),
         "confusion": {"labels": list(labels), "matrix": matrix},
         "checks": checks,
@@ -235,7 +235,7 @@ def _checks(
     def check(ok: bool, text: str, detail: str = "") -> dict[str, Any]:
         return {"ok": ok, "text": text, "detail": detail}
 
-    again = director.world.database.counters().get("duplicates", 0)
+    again = director.world.counters().get("duplicates", 0)
     checks = [
         check(
             totals["lost"] == 0 and totals["outcomes"] > 0,
@@ -322,7 +322,7 @@ def _summary(
         names = ["the " + k["what"] if k.get("site") is None else k["what"] for k in kills]
         listed = ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else names[0]
         text += f"On the way {listed} {'were' if len(names) > 1 else 'was'} killed with SIGKILL. "
-    once = "very outcome that a site had committed is in the gateway's database exactly once"
+    once = "very outcome that a site had committed is in its gateway's database exactly once"
     if passed:
         return text + "E" + once + "."
     if any(totals[name] for name in ("lost", "duplicates", "unexplained", "skipped")):

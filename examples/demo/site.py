@@ -136,7 +136,9 @@ class Site:
         self.config = Config.load(options.config)
         self.crypto = HostCrypto()
         self.domain = Domain.load(Path(self.config.domain).read_bytes(), self.crypto)
-        self.windows = replay.windows(Path(options.replay), self.domain, self.number, options.limit)
+        self.windows = replay.windows(
+            Path(options.replay), self.domain, self.number, options.limit, options.without
+        )
         self.ledger = Ledger(folder / f"site-{self.number}.ledger", self.number)
         self._fresh: list[tuple[str, bytes, int, bytes]] = []
         self.sensor = PacedReplay([], 0, options.interval)
@@ -276,6 +278,7 @@ def main(argv: list[str] | None = None) -> int:
     for name in ("site", "folder", "config", "replay"):
         parser.add_argument("--" + name, required=True)
     parser.add_argument("--limit", type=int, default=0)
+    parser.add_argument("--without", type=int, default=None, help="label to leave out")
     parser.add_argument("--interval", type=float, required=True)
     options = parser.parse_args(argv)
     try:

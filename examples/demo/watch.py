@@ -1,4 +1,4 @@
-"""Where every record is, seen from outside: ledgers, database, and what the sites say."""
+"""Where every record is, seen from outside: ledgers, databases, and what the sites say."""
 
 import time
 from pathlib import Path
@@ -41,7 +41,7 @@ class Member:
 
 
 class Watch:
-    """Follows ledgers and database, and keeps the times for the report.
+    """Follows ledgers and databases, and keeps the times for the report.
 
     committed, arrived: {frame hash: seconds since `begin`}, as first seen here.
     samples: (seconds, committed, arrived), a point every `every_s`.
@@ -49,9 +49,9 @@ class Watch:
 
     every_s = 0.1
 
-    def __init__(self, members: list[Member], database: Database) -> None:
+    def __init__(self, members: list[Member], databases: list[Database]) -> None:
         self.members = members
-        self.database = database
+        self.databases = databases
         self.begin = time.monotonic()
         self.committed: dict[str, float] = {}
         self.arrived: dict[str, float] = {}
@@ -77,21 +77,22 @@ class Watch:
                 # Read a moment after the database may be, never later than it.
                 self.committed.setdefault(line.frame, min(now, self.arrived.get(line.frame, now)))
                 moved = True
-        for row in self.database.new_rows():
-            self.rows.append(row)
-            self.arrived.setdefault(row.hash, now)
-            moved = True
+        for database in self.databases:
+            for row in database.new_rows():
+                self.rows.append(row)
+                self.arrived.setdefault(row.hash, now)
+                moved = True
         if moved:
             self.moved = now
         if now >= self._due:
             self._due = now + self.every_s
             self.samples.append((now, len(self.committed), len(self.arrived)))
 
-    def in_flight(self, site: int | None = None) -> set[str]:
-        """Hashes committed at a site (or at this one) that are not in the database."""
-        if site is None:
+    def in_flight(self, sites: "set[int] | None" = None) -> set[str]:
+        """Hashes committed at a site (of these) that are not in its gateway's database."""
+        if sites is None:
             return self.committed.keys() - self.arrived.keys()
-        lines = next(m.lines for m in self.members if m.number == site)
+        lines = (line for m in self.members if m.number in sites for line in m.lines)
         return {line.frame for line in lines} - self.arrived.keys()
 
     def rates(self) -> tuple[float, float]:

@@ -1,10 +1,14 @@
 """The folder of one demo, and the processes in it.
 
-gateway/         what `edge-gateway init` makes, with the database
+gateway/         what `edge-gateway init` makes, with the database; gateway-2/, gateway-3/
 site-4/          device.json and journal of the site that replays person 4
 site-4.ledger    its ledger            site-4.acknowledged   what the broker took over
 log/             stderr of every process
 moment/          see `World.moment`
+
+Three gateways share the sites, each with a broker and a database of its own. One exercise,
+`CASE`, is left out of every replay but that of the first site: the others never see it.
+With fewer than three sites there is one gateway, and nothing is left out.
 """
 
 import contextlib
@@ -30,6 +34,8 @@ from gateway.cli import main as gateway_command
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FIRST_PERSON = 4  # 1-3 trained the model
+GATEWAYS = 3
+CASE = "pendulum"  # what only the first site sees
 QUICK_WINDOWS = 150
 
 # Times that suit a replay which is many times faster than life. Everything else is default.
@@ -37,6 +43,51 @@ DEVICE: dict[str, Any] = {
     "journal": {"batch": 8, "batch_ms": 1000},
     "delivery": {"pace_per_s": 60, "ack_timeout_s": 2},
 }
+
+
+class Hub:
+    """One gateway and its broker. number: from 1."""
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self.number = number
+        self.suffix = "" if number == 1 else f"-{number}"
+        self.folder = folder / f"gateway{self.suffix}"
+        self.port = free_port()
+        self.members: list[Member] = []
+
+    def command(self, *arguments: str) -> Any:
+        """`edge-gateway ... --json`, without the cost of another process."""
+        text = io.StringIO()
+        with contextlib.redirect_stdout(text):
+            code = gateway_command(["-C", str(self.folder), *arguments, "--json"])
+        if code:
+            raise ConfigError(f"edge-gateway {arguments[0]} ended with status {code}")
+        return json.loads(text.getvalue())
+
+    def set_up(self, domain: Path) -> None:
+        self.command("init", str(self.folder), "--domain", str(domain), "--port", str(self.port))
+        self.database = Database(self.folder / "gateway.db")
+
+    def processes(self, log: Path, env: dict[str, str], gateway: list[str]) -> None:
+        """gateway: the program that stands for `edge-gateway`."""
+        own = [sys.executable, "-m", "gateway.cli"]
+        place = ["-C", str(self.folder)]
+        name = f"broker{self.suffix}"
+        self.broker = Process(name, [*own, *place, "broker"], log / name, env)
+        name = f"gateway{self.suffix}"
+        self.gateway = Process(
+            name, [*gateway, *place, "run"], log / name, {**env, "DEMO_MOMENT": name}
+        )
+
+    def broker_ready(self) -> bool:
+        return listening(self.port)
+
+    def gateway_ready(self) -> bool:
+        """It says so in its log; what it subscribes to is kept for it from then on."""
+        return "connected to" in self.gateway.tail(50)
+
+    def sites(self) -> set[int]:
+        return {member.number for member in self.members}
 
 
 class World:
@@ -61,7 +112,6 @@ class World:
         self.started = time.time()
         self.folder = folder
         self.seconds = seconds
-        self.port = free_port()
         self.agent_cmd = agent_cmd or [sys.executable, "-m", "examples.demo.site"]
         self.gateway_cmd = gateway_cmd or [sys.executable, "-m", "gateway.cli"]
         for name in ("log", "moment"):
@@ -83,6 +133,11 @@ class World:
         self.raw_bytes = space.window * space.axes * 2
         self.new_bytes = space.hop * space.axes * 2
         self.keyring = Keyring()
+        count = GATEWAYS if sites >= GATEWAYS else 1
+        self.hubs = [Hub(folder, number) for number in range(1, count + 1)]
+        self.case = self.domain.labels.index(CASE) if count > 1 else None
+        for hub in self.hubs:
+            hub.set_up(domain_file)
         self.members = self._enrol(domain_file, sites)
         longest = max(len(m.windows) for m in self.members)
         self.interval_s = seconds / longest
@@ -91,23 +146,13 @@ class World:
 
     # -- setting up -------------------------------------------------------------------
 
-    def _command(self, *arguments: str) -> Any:
-        """`edge-gateway ... --json`, without the cost of another process."""
-        text = io.StringIO()
-        with contextlib.redirect_stdout(text):
-            code = gateway_command(["-C", str(self.folder / "gateway"), *arguments, "--json"])
-        if code:
-            raise ConfigError(f"edge-gateway {arguments[0]} ended with status {code}")
-        return json.loads(text.getvalue())
-
     def _enrol(self, domain_file: Path, sites: int) -> list[Member]:
-        """A gateway, and a device.json for every site."""
+        """A device.json for every site, made by its gateway."""
         folder = self.folder
-        gateway = folder / "gateway"
-        self._command("init", str(gateway), "--domain", str(domain_file), "--port", str(self.port))
-        self.database = Database(gateway / "gateway.db")
         members = []
-        for person in range(FIRST_PERSON, FIRST_PERSON + sites):
+        for index in range(sites):
+            person = FIRST_PERSON + index
+            hub = self.hubs[index * len(self.hubs) // sites]
             home = folder / f"site-{person}"
             home.mkdir()
             fields = {
@@ -120,12 +165,15 @@ class World:
             template.write_text(json.dumps(fields))
             device = home / "device.json"
             arguments = ("--template", str(template), "--out", str(device))
-            agent = self._command("enrol", f"site-{person}", *arguments)["agent"]
+            agent = hub.command("enrol", f"site-{person}", *arguments)["agent"]
             config = Config.load(str(device))
             self.keyring.add(DeviceKeys(self.crypto, config.agent, config.key, config.generation))
-            windows = replay.labels(self.replay, self.domain, person, self.limit)
+            without = self.case if index else None
+            windows = replay.labels(self.replay, self.domain, person, self.limit, without)
             ledger = folder / f"site-{person}.ledger"
-            members.append(Member(person, agent, windows, ledger))
+            member = Member(person, agent, windows, ledger)
+            members.append(member)
+            hub.members.append(member)
         return members
 
     def _processes(self) -> None:
@@ -135,24 +183,13 @@ class World:
             "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]).rstrip(":"),
             "PYTHONUNBUFFERED": "1",
             "DEMO_MOMENTS": str(folder / "moment"),
-            # Nine processes share few cores: one thread each.
+            # Many processes share few cores: one thread each.
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",
         }
-        gateway = str(folder / "gateway")
         log = folder / "log"
-        self.broker = Process(
-            "broker",
-            [sys.executable, "-m", "gateway.cli", "-C", gateway, "broker"],
-            log / "broker",
-            env,
-        )
-        self.gateway = Process(
-            "gateway",
-            [*self.gateway_cmd, "-C", gateway, "run"],
-            log / "gateway",
-            {**env, "DEMO_MOMENT": "gateway"},
-        )
+        for hub in self.hubs:
+            hub.processes(log, env, self.gateway_cmd)
         for member in self.members:
             name = f"site-{member.number}"
             command = [
@@ -161,19 +198,18 @@ class World:
                 *("--config", str(folder / name / "device.json"), "--replay", str(self.replay)),
                 *("--limit", str(self.limit), "--interval", repr(self.interval_s)),
             ]
+            if self.case is not None and member is not self.members[0]:
+                command += ["--without", str(self.case)]
             member.process = Process(
                 name, command, log / name, {**env, "DEMO_MOMENT": name}, talk=True
             )
 
     def processes(self) -> list[Process]:
-        return [self.broker, self.gateway, *(m.process for m in self.members)]
+        found = [process for hub in self.hubs for process in (hub.broker, hub.gateway)]
+        return found + [member.process for member in self.members]
 
-    def broker_ready(self) -> bool:
-        return listening(self.port)
-
-    def gateway_ready(self) -> bool:
-        """It says so in its log; what it subscribes to is kept for it from then on."""
-        return "connected to" in self.gateway.tail(50)
+    def hub_of(self, site: int) -> Hub:
+        return next(hub for hub in self.hubs if site in hub.sites())
 
     def moment(self, process: Process) -> Path:
         """Where a test's program for this process announces a moment worth dying at.
@@ -194,6 +230,14 @@ class World:
                 found.update(path.read_text().split())
         return found
 
+    def counters(self) -> dict[str, int]:
+        """What the gateways counted, all together."""
+        found: dict[str, int] = {}
+        for hub in self.hubs:
+            for name, count in hub.database.counters().items():
+                found[name] = found.get(name, 0) + count
+        return found
+
     def readings(self, member: Member) -> int:
         """Samples in the windows that this site has processed; overlaps count once."""
         space = self.domain.features
@@ -206,16 +250,22 @@ class World:
     # -- the end ----------------------------------------------------------------------
 
     def stop(self) -> None:
-        """Ask everyone to end in order: sites, gateway, broker."""
+        """Ask everyone to end in order: sites, gateways, brokers."""
         for member in self.members:
             member.process.signal(15)
         for member in self.members:
             member.process.reap(8.0)
-        self.gateway.stop()
-        self.broker.stop(2.0)
+        for hub in self.hubs:
+            hub.gateway.stop()
+        for hub in self.hubs:
+            hub.broker.stop(2.0)
 
     def end(self) -> None:
         """Whatever happened: nothing of ours runs afterwards."""
         for process in self.processes():
             process.signal(18)  # SIGCONT: a paused process cannot end
             process.kill()
+
+    def close(self) -> None:
+        for hub in self.hubs:
+            hub.database.close()
