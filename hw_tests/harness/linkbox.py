@@ -135,6 +135,9 @@ class LinkBox:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         def stop() -> None:
             for task in self._tasks:
                 task.cancel()
@@ -333,6 +336,8 @@ class LinkBox:
                 self.counts["bytes " + way] += len(data)
                 due = self._loop.time() + self.delay_s + self.random.random() * self.jitter_s
                 for packet in packets.feed(data):
+                    if way == "up" and packet[0] >> 4 == PUBLISH and packet[0] & 6:
+                        self.counts["PUBLISHes"] += 1
                     # What was already on its way cannot be picked any more.
                     pieces = [packet[ahead:]] if ahead else self._fate(packet, way)
                     ahead = 0
@@ -356,11 +361,10 @@ class LinkBox:
         if way == "down" and kind == PUBACK and self.no_pubacks:
             self.counts["PUBACKs lost"] += 1
             return []
-        if way == "up" and kind == PUBLISH and packet[0] & 6:
-            self.counts["PUBLISHes"] += 1
-            if self.random.random() < self.doubling:
-                self.counts["PUBLISHes doubled"] += 1
-                return [packet, bytes([packet[0] | 8]) + packet[1:]]
+        doubled = way == "up" and kind == PUBLISH and packet[0] & 6
+        if doubled and self.random.random() < self.doubling:
+            self.counts["PUBLISHes doubled"] += 1
+            return [packet, bytes([packet[0] | 8]) + packet[1:]]
         return [packet]
 
     async def _send(self, queue: Any, writer: Any, call: Call, way: str) -> None:

@@ -1,0 +1,90 @@
+"""What a board does in these tests at power-on: `main.py` there says `import hil_job`.
+
+It runs the agent as hw_tests/README of the boards has it: configuration from /device.json,
+code, model and domain from ROMFS, journal in littlefs. What to do comes from knobs on the
+emulator's command line: windows=N to sense, gap=MS between them, first=N the number of the
+first, drain=0 to go on after the last, duty=1 to sleep instead of ending.
+
+The ledger, a line each, of things as they became true:
+
+    b BOOT JOURNAL FREE CAUSE   the journal is open; free heap, bytes; reset cause
+    c JOURNAL SEQ ID            the sync that made this record durable returned
+    h FREE LARGEST              free heap after a collection, every `heap` ms
+    v NAME                      an event
+    e PENDING                   the agent ended; records not delivered
+    x TEXT                      it failed
+"""
+
+import asyncio
+import gc
+import sys
+
+import qemu
+
+from edge_agent.agent import Agent
+from edge_agent.config import Config
+from edge_agent.domain import Domain
+from edge_agent.frame import outcome_id
+from mpy_port.boards.qemu import WindowFile, qemu_board
+from mpy_port.crypto import StockCrypto
+
+
+def option(name, otherwise):
+    text = qemu.option(name)
+    return otherwise if text is None else int(text)
+
+
+def note(*words):
+    qemu.note((" ".join([str(word) for word in words]) + "\n").encode())
+
+
+def hexed(data):
+    return "".join(["%02x" % b for b in data])
+
+
+async def watch_heap(every_ms):
+    while True:
+        await asyncio.sleep(every_ms / 1000)
+        gc.collect()
+        note("h", gc.mem_free(), gc.mem_alloc())
+
+
+async def run():
+    import machine
+
+    # Else garbage is collected only when the heap is full, and what lives lies everywhere.
+    gc.threshold(option("threshold", 8192))
+    config = Config.load("/device.json")
+    with open(config.domain, "rb") as file:
+        domain = Domain.load(file.read(), StockCrypto(), verify=False)
+    length = domain.features.window * domain.features.axes
+    count = option("windows", 0)
+    sensor = WindowFile(config.sensor["path"], length, count, option("gap", 0), option("first", 0))
+    board = qemu_board(config, domain, sensor)
+    agent = Agent(
+        board,
+        config,
+        domain,
+        on_committed=lambda key, seq, frame: note(
+            "c", hexed(agent.journal.journal_id), seq, hexed(outcome_id(frame))
+        ),
+        on_event=lambda event: note("v", event.name, event.fields),
+    )
+    journal = agent.journal
+    gc.collect()
+    note("b", journal.boot, hexed(journal.journal_id), gc.mem_free(), machine.reset_cause())
+    helpers = []
+    if option("heap_ms", 0):
+        helpers.append(asyncio.create_task(watch_heap(option("heap_ms", 0))))
+    await agent.run(drain=bool(option("drain", 1)))
+    gc.collect()
+    note("e", sum(agent.status()["journal_stats"]["pending"]), gc.mem_free())
+
+
+try:
+    asyncio.run(run())
+    print("JOB DONE")
+except Exception as error:
+    sys.print_exception(error)
+    note("x", repr(error))
+    print("JOB FAILED")
