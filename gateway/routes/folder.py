@@ -44,7 +44,7 @@ POLL_S = 0.2
 FULL_S = 10.0
 # A directory that changed this recently may change again within its clock's grain.
 _FRESH_S = 3.0
-_OWNERS = 4096  # owner directories looked at
+_OWNERS, _STRANGERS = 4096, 64  # owner directories looked at; unknown ones of these
 _ENTRIES = 1024  # files of one owner under one key looked at
 _DEAD_S = 86400
 _CHECKED = 250
@@ -199,13 +199,14 @@ class FolderRoute(LocalRoute):
             gather.done(key)
 
     def _list_owners(self) -> list[str]:
-        """Owner directories, those of ours first."""
+        """Owner directories. Where owners are known, few others are looked at."""
         found = {owner.hex(): None for owner in self.known()}
+        most = len(found) + _STRANGERS if found else _OWNERS
         with os.scandir(self.folder) as entries:
             for entry in entries:
                 if is_hex(entry.name, OWNER_SIZE):
                     found[entry.name] = None
-                    if len(found) >= _OWNERS:
+                    if len(found) >= most:
                         break
         self._owners = list(found)
         return self._owners

@@ -225,6 +225,9 @@ class LocalRoute(Route):
         except (TimeoutError, OSError, Away) as error:
             self._count("lookups_cut_short")
             log.debug("route %s: lookup ended early: %r", self.name, error)
+        except Exception:
+            self._count("errors")
+            log.exception("route %s: a lookup failed; answering with what there is", self.name)
         finally:
             gather.closed = True
         self._spent("lookup", gather.messages)
@@ -294,7 +297,10 @@ class LocalRoute(Route):
         except (TimeoutError, OSError, Away) as error:
             self._count(what + "_failed")
             log.debug("route %s: %s: %r", self.name, what, error)
-            return False
+        except Exception:
+            self._count("errors")
+            log.exception("route %s: %s failed; it will be tried again", self.name, what)
+        return False
 
     async def _deliver_soon(self, name: Name) -> bool:
         """Deliver now, in a task of its own, so that a caller who gives up stops nothing."""

@@ -270,6 +270,7 @@ def ground(tmp_path_factory):
 MEDIA = {
     "http": "http_medium:Http",
     "folder": "route_media:Folder",
+    "synced": "route_media:Synced",
     "sqlite": "route_media:Sqlite",
     "postgres": "route_media:Postgres",
     "pubsub": "route_media:Pubsub",
