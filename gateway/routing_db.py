@@ -11,6 +11,7 @@ local       every local outcome's vector, with label and level-1 cell: one's own
             asked before anybody else's. A cell is read as a block and ranked by numpy.
 interests   vectors of devices around which new pointers are watched for
 found       outcomes of others that a device should hear of, until its mailbox takes them
+agents      the slow fingerprint of each device, as agents.py packs it
 audit       who asked for what, and what the answer was; the newest AUDIT_KEPT
 splits      cells of others known to be split, until the marker expires
 rejected    reason -> values that were not believed
@@ -356,6 +357,20 @@ class RoutingDb:
 
     def take_found(self, ids: Iterable[int], now_ms: int) -> None:
         self.run_many("UPDATE found SET taken_ms = ? WHERE id = ?", ((now_ms, i) for i in ids))
+
+    # -- agents -------------------------------------------------------------------------
+
+    def save_agents(self, domain: bytes, rows: Iterable[tuple[bytes, bytes]]) -> None:
+        """rows: (agent id, state), see agents.Agents.dirty."""
+        self.run_many(
+            "INSERT OR REPLACE INTO agents VALUES (?,?,?)", ((a, domain, s) for a, s in rows)
+        )
+
+    def agents(self, domain: bytes) -> list[tuple[bytes, bytes]]:
+        return self.run("SELECT agent, state FROM agents WHERE domain = ?", (domain,)).fetchall()
+
+    def drop_agent(self, agent: bytes) -> None:
+        self.run("DELETE FROM agents WHERE agent = ?", (agent,))
 
     # -- counters -----------------------------------------------------------------------
 

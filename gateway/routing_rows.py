@@ -61,6 +61,11 @@ STEPS: tuple[tuple[str, ...], ...] = (
             taken_ms INTEGER,
             voucher BLOB NOT NULL,
             UNIQUE (agent, outcome))""",
+        """CREATE TABLE agents (
+            agent BLOB NOT NULL,
+            domain BLOB NOT NULL,
+            state BLOB NOT NULL,
+            PRIMARY KEY (domain, agent)) WITHOUT ROWID""",
         """CREATE TABLE audit (
             id INTEGER PRIMARY KEY,
             utc_ms INTEGER NOT NULL,
