@@ -22,8 +22,8 @@ equal parts: the number is 1 when 1024 x >= c s with c = 0; -691 or 691; -1178, 
 
 **Asking.** `Probe` goes best first: a cell is as good as the best region within it, a split cell
 is replaced by its parts. All centroids are known, so the order costs no lookup. The score of a
-level-2 region is the squared distance to its centroid plus part of what its level-1 region is
-farther than the nearest one: a vector is in the region only if both are near. Cells known to be
+level-2 region is the squared distance to its borders (a vector within has none to go), plus a
+little of that to its centroid, which decides where borders do not. Cells known to be
 split from earlier queries are not asked again: keep them, or a query spends its first lookups
 on finding the way down.
 
@@ -51,8 +51,7 @@ MAX_LEVEL = 28
 CELL_MAX = 64  # pointers at one key
 # Where a direction is cut, by how often it was cut before and what came out; times s / 1024.
 CUTS = ((0,), (-691, 691), (-1178, -326, 326, 1178))
-# How much a level-1 region that is farther than the nearest counts, in 1/1024.
-FARTHER = 512
+NEARNESS = 0.1  # how much the distance to a region's centroid counts beside that to its border
 KEY_BYTES = 20
 BUDGET = 24  # lookups of one query
 LABELS_MOST = 4
@@ -163,17 +162,18 @@ class Probe:
         self._placed = codebook.place(decoded)
         if len(self._placed) != 1:
             raise ValueError(f"{len(self._placed)} vectors, 1 wanted")
-        first, second = codebook.distances(self._placed)
-        scores = second + ((first - first.min()) * FARTHER >> 10)[:, None]
+        outside1, outside2 = codebook.margins(self._placed)
+        near = codebook.distances(self._placed)[1]
+        scores = (outside1 * outside1)[:, None] + outside2 * outside2 + NEARNESS * near
         # The best score below each node, level by level from the regions up.
         best = [scores.reshape(-1)]
         while len(best[-1]) > 1:
             best.append(best[-1].reshape(-1, 2).min(1))
         self._best = best[::-1]
-        self._known: dict[Path, int] = {}
+        self._known: dict[Path, float] = {}
         # Open cells: the cell above is split. Seeded ones are asked as they are, the others
         # at the depth of the last cell found, but not below _deepest.
-        self._open: list[tuple[int, Path]] = []
+        self._open: list[tuple[float, Path]] = []
         self._seeded: set[Path] = set()
         self._deepest: dict[Path, int] = {}
         self._below: dict[Path, Path] = {}  # cell asked: the open cell it stands for
@@ -266,10 +266,10 @@ class Probe:
             path = left if self._score(left) <= self._score(right) else right
         return path
 
-    def _score(self, path: Path) -> int:
+    def _score(self, path: Path) -> float:
         level = len(path)
         if level < len(self._best):
-            return int(self._best[level][_number(path)])
+            return float(self._best[level][_number(path)])
         if path not in self._known:
             shallow = len(self._best) - 1
             depth = level - 1 - shallow
@@ -284,7 +284,7 @@ class Probe:
             score = self._score(path[:-1])
             if (margin >= 0) != path[-1]:
                 # On the other side: the squared distance to the cut.
-                score += margin * margin // (int(row @ row) << 20)
+                score += margin * margin / (int(row @ row) << 20)
             self._known[path] = score
         return self._known[path]
 

@@ -51,6 +51,7 @@ from edge_agent.interfaces import Crypto
 from gateway.sketch import GAIN_MAX, INT8, SIGN, SIZES, Int8, Sketcher, as_rows
 
 Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 
 FILE_MAX = 400_000
 K1_MAX, K2_MAX = 1024, 64
@@ -95,6 +96,7 @@ class Codebook:
         self.levels1 = self.k1.bit_length() - 1
         self.levels2 = self.k2.bit_length() - 1
         self._directions: dict[int, Ints] = {}
+        self._gaps: tuple[Floats, Floats] | None = None
         steps = content[4]
         step = list(steps) if isinstance(steps, bytes) else max(1, steps)
         self.sketcher = Sketcher(self.kind, self.domain_id, step, content[5], crypto)
@@ -156,6 +158,21 @@ class Codebook:
             squared(placed, self.centroids1)[0],
             squared(placed, second)[0].reshape(self.k1, self.k2),
         )
+
+    def margins(self, placed: Int8) -> "tuple[Floats, Floats]":
+        """How far one vector is outside of regions: (k1,) and (k1, k2).
+
+        A region ends half-way to other centroids of its level: the distance to the farthest of
+        these half-way planes, 0 within. Level 2 among the regions of the same level-1 region.
+        """
+        if self._gaps is None:
+            gaps1 = _gaps(self.centroids1)
+            self._gaps = gaps1, np.stack([_gaps(rows) for rows in self.centroids2])
+        first, second = (found.astype(np.float64) for found in self.distances(placed))
+        gaps1, gaps2 = self._gaps
+        outside1: Floats = ((first[:, None] - first) / gaps1).max(1)
+        outside2: Floats = ((second[:, :, None] - second[:, None]) / gaps2).max(2)
+        return np.maximum(outside1, 0), np.maximum(outside2, 0)
 
     def directions(self, first: int) -> Ints:
         """(4, 64): along which the parts of level-1 region `first` are cut further."""
@@ -276,6 +293,13 @@ def directions(domain_id: bytes, version: int, region: int, centroids: Int8) -> 
         else:
             rows[j] = x * 127 // int(np.abs(x).max())
     return rows
+
+
+def _gaps(centroids: Int8) -> Floats:
+    """Twice the distance between every two centroids; endless where there is none."""
+    gaps: Floats = 2 * np.sqrt(squared(centroids, centroids).astype(np.float64))
+    gaps[gaps == 0] = np.inf
+    return gaps
 
 
 class _Nearest:
