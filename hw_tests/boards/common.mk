@@ -1,6 +1,6 @@
 # What both boards share. Nothing of MicroPython's tree is changed: its own board file is
 # included first, then its port is configured (module/config_micropython.h), given our C files
-# (module/micropython.mk), and four of its functions are replaced by the linker.
+# (module/micropython.mk), and a few of its functions are replaced by the linker.
 HERE := $(dir $(abspath $(lastword $(MAKEFILE_LIST))))
 
 USER_C_MODULES = $(patsubst %/,%,$(HERE))
@@ -12,9 +12,9 @@ MICROPY_VFS_LFS2 = 1
 CFLAGS += -I$(HERE)module -DMP_CONFIGFILE='"config_micropython.h"'
 QSTR_GLOBAL_DEPENDENCIES += $(HERE)module/config_micropython.h
 
-# The port's main runs nothing but a REPL, its console waits without ever looking at anything
-# else: see module/main.c and module/console.c.
-LDFLAGS += -Wl,--wrap=main -Wl,--wrap=nlr_jump_fail
+# The port's main runs nothing but a REPL, its exit status is QEMU's own, its console waits
+# without ever looking at anything else: see module/main.c and module/console.c.
+LDFLAGS += -Wl,--wrap=main -Wl,--wrap=exit
 LDFLAGS += -Wl,--wrap=mp_hal_stdin_rx_chr -Wl,--wrap=mp_hal_stdio_poll
 
 SRC_C += shared/timeutils/timeutils.c

@@ -1,4 +1,5 @@
 // QEMU's "mps2-an385": timer, serial lines, the trap to the host, and sleep.
+#include "py/runtime.h"
 #include "board.h"
 #if BOARD_M3
 
@@ -71,6 +72,21 @@ void serial_write(int line, uint8_t byte) {
 
 int serial_modem_status(int line) {
     return -1;
+}
+
+// --- faults -----------------------------------------------------------------------------
+
+#define SCB_CFSR 0xe000ed28 // which fault it was
+
+// What the processor has put on the stack: r0-r3, r12, lr, pc, psr.
+__attribute__((used)) static void fault(const uint32_t *stacked) {
+    mp_printf(&mp_plat_print, "fault: pc=%08x lr=%08x cfsr=%08x\n",
+        (unsigned)stacked[6], (unsigned)stacked[5], (unsigned)REG32(SCB_CFSR));
+    host_exit(EXIT_FAILED);
+}
+
+__attribute__((naked)) void __wrap_HardFault_Handler(void) {
+    __asm__ volatile ("mov r0, sp\n b fault");
 }
 
 // --- sleep ------------------------------------------------------------------------------

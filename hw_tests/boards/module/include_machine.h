@@ -53,7 +53,8 @@ static void mp_machine_set_freq(size_t n_args, const mp_obj_t *args) {
 
 static const mp_obj_base_t machine_rtc;
 
-static mp_obj_t rtc_make_new(const mp_obj_type_t *type, size_t n_args, size_t n_kw, const mp_obj_t *args) {
+static mp_obj_t rtc_make_new(const mp_obj_type_t *type, size_t n_args, size_t n_kw,
+    const mp_obj_t *args) {
     mp_arg_check_num(n_args, n_kw, 0, 1, false);
     return MP_OBJ_FROM_PTR(&machine_rtc);
 }

@@ -61,7 +61,8 @@ static mp_uint_t mp_machine_uart_read(mp_obj_t self_in, void *data, mp_uint_t si
     return done;
 }
 
-static mp_uint_t mp_machine_uart_write(mp_obj_t self_in, const void *data, mp_uint_t size, int *errcode) {
+static mp_uint_t mp_machine_uart_write(mp_obj_t self_in, const void *data, mp_uint_t size,
+    int *errcode) {
     machine_uart_obj_t *self = MP_OBJ_TO_PTR(self_in);
     const uint8_t *bytes = data;
     mp_uint_t start = mp_hal_ticks_ms();
@@ -80,7 +81,8 @@ static mp_uint_t mp_machine_uart_write(mp_obj_t self_in, const void *data, mp_ui
     return size;
 }
 
-static mp_uint_t mp_machine_uart_ioctl(mp_obj_t self_in, mp_uint_t request, uintptr_t arg, int *errcode) {
+static mp_uint_t mp_machine_uart_ioctl(mp_obj_t self_in, mp_uint_t request, uintptr_t arg,
+    int *errcode) {
     machine_uart_obj_t *self = MP_OBJ_TO_PTR(self_in);
     switch (request) {
         case MP_STREAM_POLL: {
@@ -101,7 +103,8 @@ static mp_uint_t mp_machine_uart_ioctl(mp_obj_t self_in, mp_uint_t request, uint
     }
 }
 
-static void mp_machine_uart_init_helper(machine_uart_obj_t *self, size_t n_args, const mp_obj_t *pos_args, mp_map_t *kw_args) {
+static void mp_machine_uart_init_helper(machine_uart_obj_t *self, size_t n_args,
+    const mp_obj_t *pos_args, mp_map_t *kw_args) {
     enum { BAUDRATE, BITS, PARITY, STOP, TX, RX, TIMEOUT, TIMEOUT_CHAR, RXBUF, TXBUF };
     static const mp_arg_t allowed[] = {
         { MP_QSTR_baudrate, MP_ARG_INT, {.u_int = 115200} },
@@ -129,7 +132,8 @@ static void mp_machine_uart_init_helper(machine_uart_obj_t *self, size_t n_args,
     serial_open(self->line);
 }
 
-static mp_obj_t mp_machine_uart_make_new(const mp_obj_type_t *type, size_t n_args, size_t n_kw, const mp_obj_t *args) {
+static mp_obj_t mp_machine_uart_make_new(const mp_obj_type_t *type, size_t n_args, size_t n_kw,
+    const mp_obj_t *args) {
     mp_arg_check_num(n_args, n_kw, 1, MP_OBJ_FUN_ARGS_MAX, true);
     int line = mp_obj_get_int(args[0]);
     if (line < 1 || !serial_exists(line)) {
@@ -146,7 +150,8 @@ static mp_obj_t mp_machine_uart_make_new(const mp_obj_type_t *type, size_t n_arg
 static void mp_machine_uart_deinit(machine_uart_obj_t *self) {
 }
 
-static void mp_machine_uart_print(const mp_print_t *print, mp_obj_t self_in, mp_print_kind_t kind) {
+static void mp_machine_uart_print(const mp_print_t *print, mp_obj_t self_in,
+    mp_print_kind_t kind) {
     machine_uart_obj_t *self = MP_OBJ_TO_PTR(self_in);
     mp_printf(print, "UART(%u, baudrate=%u, timeout=%u, timeout_char=%u, rxbuf=%u)", self->line,
         (unsigned)self->baudrate, self->timeout_ms, self->timeout_char_ms, (unsigned)self->size);

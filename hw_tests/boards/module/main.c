@@ -60,8 +60,7 @@ int __wrap_main(int argc, char **argv) {
     }
 }
 
-// An exception that nothing can catch. The port exits with 1, as QEMU does on its own errors.
-void __wrap_nlr_jump_fail(void *value) {
-    mp_printf(&mp_plat_print, "uncaught exception in C\n");
+// The port's way out after an exception that nothing caught, in C or of the processor.
+void __wrap_exit(int status) {
     host_exit(EXIT_FAILED);
 }

@@ -88,7 +88,8 @@ void net_restart(void) {
 
 static const mp_obj_base_t lan_object = { &network_lan_type };
 
-static mp_obj_t lan_make_new(const mp_obj_type_t *type, size_t n_args, size_t n_kw, const mp_obj_t *args) {
+static mp_obj_t lan_make_new(const mp_obj_type_t *type, size_t n_args, size_t n_kw,
+    const mp_obj_t *args) {
     mp_arg_check_num(n_args, n_kw, 0, 0, false);
     if (!present) {
         mp_raise_OSError(MP_ENODEV);
