@@ -17,12 +17,16 @@ from typing import Any
 from edge_agent.errors import ConfigError, EdgeError, RemoteError, StoreError
 from edge_agent.version import __version__
 from gateway import broker, enrol, reports
+from gateway.cli_network import add_network_commands
+from gateway.cli_routing import add_routing_commands, child_router
 from gateway.config import Domains, GatewayConfig, new_config
 from gateway.custody import Custody
 from gateway.keys import Registry, load_master, new_master
 from gateway.mqtt import Bridge
 from gateway.retention import Retention
 from gateway.store import Store
+from gateway.supervise import Supervised
+from gateway.train import add_domain_commands
 
 OK, FAILED, USAGE, ENVIRONMENT = 0, 1, 2, 3
 
@@ -162,13 +166,13 @@ def do_run(options: argparse.Namespace) -> int:
 
         bridge = Bridge(config, custody, housekeeping)
         bridge.stop_on_signals()
-        child = None
+        children: list[broker.Child | Supervised] = []
         try:
-            if options.broker:
-                child = broker.Child(config.broker_toml)
+            children += [broker.Child(config.broker_toml)] if options.broker else []
+            children += [child_router(options.dir)] if options.route else []
             bridge.run()
         finally:
-            if child is not None:
+            for child in children:
                 child.stop()
     return OK
 
@@ -352,6 +356,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command("run", do_run, "take in frames until SIGTERM")
     sub.add_argument("--broker", action="store_true", help="run the embedded broker as a child")
+    sub.add_argument("--route", action="store_true", help="run `edge-gateway route` as a child")
 
     command("broker", do_broker, "run the embedded broker (loopback; demo and tests)")
 
@@ -383,6 +388,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command("backup", do_backup, "copy the database while the gateway runs")
     sub.add_argument("file", type=Path, metavar="FILE")
+
+    add_routing_commands(commands)
+    add_network_commands(commands)
+    add_domain_commands(commands)
     return parser
 
 

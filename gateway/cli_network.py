@@ -189,10 +189,12 @@ def add_network_commands(commands: "argparse._SubParsersAction[argparse.Argument
     sub = command("card", do_card, "write this gateway's signed card, for others to add")
     sub.add_argument("--out", type=Path, required=True, metavar="FILE")
     sub.add_argument("--name", default="", help="how others should call it")
-    sub.add_argument("--endpoint", type=_endpoint, default="", metavar="HOST:PORT")
+    sub.add_argument(
+        "--endpoint", type=_endpoint, default="", metavar="HOST:PORT", help="where peers reach it"
+    )
 
     sub = command("add", do_add, "trust the gateway of a card")
-    sub.add_argument("card", type=Path, metavar="CARD")
+    sub.add_argument("card", type=Path, metavar="CARD", help="file from its owner")
     sub.add_argument("--name", default="", help="how to call it here")
 
     sub = command("revoke", do_revoke, "believe a peer no more")

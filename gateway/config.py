@@ -4,6 +4,8 @@ gateway.json     settings, with the gateway's own broker password; mode 0600
 master.key       the secret that every device key comes from; mode 0600
 gateway.db       the database
 domains/         domain files; every file here is loaded
+codebooks/       codebook files, the same way (routing)
+routing/         identity, peers and state of the routing process (gateway.network)
 mosquitto/       mosquitto.conf, acl, passwd for a production broker
 broker.toml      for the embedded broker; holds passwords, mode 0600
 status.json, metrics.prom   written by a running gateway
@@ -49,7 +51,7 @@ class GatewayConfig:
             raise ConfigError("not a JSON object", str(path), "It starts with { and ends with }")
         self.path = path
         self.fields = fields
-        known = set(DEFAULTS) | {"gateway", "password"}
+        known = set(DEFAULTS) | {"gateway", "password", "routing"}
         for name in fields:
             if name not in known:
                 raise ConfigError("unknown field", f"{path}: {name}", f"Known: {sorted(known)}")
@@ -74,6 +76,7 @@ class GatewayConfig:
         retention = dict(DEFAULTS["retention"], **self._section(fields, "retention"))
         self.keep_bytes = self._int(retention, "megabytes", 0, 1 << 30, "retention.") << 20
         self.keep_days = self._int(retention, "days", 0, 36_500, "retention.")
+        self.routing = self._section(fields, "routing")  # checked by gateway.routing_config
 
     def __repr__(self) -> str:
         return f"GatewayConfig({self.folder}, gateway={self.gateway.hex()})"
@@ -82,7 +85,7 @@ class GatewayConfig:
         value = fields.get(name, {})
         if not isinstance(value, dict):
             raise ConfigError("not an object", f"{self.path}: {name}", "Write {...}")
-        for key in value:
+        for key in value if name in DEFAULTS else ():
             if key not in DEFAULTS[name]:
                 raise ConfigError(
                     "unknown field",

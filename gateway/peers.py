@@ -45,13 +45,12 @@ _TYPE_REQUEST, _TYPE_ANSWER = 65020, 65021
 
 # Operations, as text on the wire: they are few and are read by people in audit rows.
 FETCH = "fetch"  # outcomes by id
-NEAR = "near"  # the origin's own nearest to a vector
 ANNOUNCE, WITHDRAW, LOOKUP, WATCH = "announce", "withdraw", "lookup", "watch"  # directory
 PING = "ping"
 ROUTE_OPS = (ANNOUNCE, WITHDRAW, LOOKUP, WATCH)
-OPS = (FETCH, NEAR, PING, *ROUTE_OPS)
+OPS = (FETCH, PING, *ROUTE_OPS)
 # What a request takes from its sender's allowance; a directory is asked often.
-COST = {FETCH: 1.0, NEAR: 4.0, PING: 1.0, **dict.fromkeys(ROUTE_OPS, 0.25)}
+COST = {FETCH: 1.0, PING: 1.0, **dict.fromkeys(ROUTE_OPS, 0.25)}
 
 
 class PeerError(RemoteError):

@@ -89,8 +89,8 @@ class Queries:
 
     # -- reports --------------------------------------------------------------------
 
-    def _dicts(self, sql: str) -> Iterator[dict[str, Any]]:
-        cursor = self.run(sql)
+    def _dicts(self, sql: str, values: Sequence[Any] = ()) -> Iterator[dict[str, Any]]:
+        cursor = self.run(sql, values)
         names = [column[0] for column in cursor.description]
         for row in cursor:
             yield dict(zip(names, row, strict=True))
@@ -125,6 +125,29 @@ class Queries:
         return dict(
             self.run("SELECT reason, count(*) FROM samples GROUP BY reason ORDER BY reason")
         )
+
+    def moment(self, row: int) -> dict[str, Any] | None:
+        """One row of the view `timeline`, without its frame."""
+        return next(self._dicts("SELECT * FROM timeline WHERE id = ?", (row,)), None)
+
+    def arrivals(self, after: int, limit: int) -> list[int]:
+        """Rows of outcomes above `after`, in order."""
+        rows = self.run("SELECT id FROM outcomes WHERE id > ? ORDER BY id LIMIT ?", (after, limit))
+        return [row for (row,) in rows]
+
+    def present(self, first: int, last: int) -> set[int]:
+        """Which rows of a range still exist."""
+        rows = self.run("SELECT id FROM outcomes WHERE id BETWEEN ? AND ?", (first, last))
+        return {row for (row,) in rows}
+
+    def devices_with(self, domain: bytes, label: int) -> int:
+        """How many devices have outcomes with a label. Reads the whole table."""
+        (count,) = self.run(
+            "SELECT count(DISTINCT s.device) FROM outcomes o JOIN streams s ON s.id = o.stream"
+            " WHERE o.label = ? AND o.domain = (SELECT id FROM domains WHERE domain = ?)",
+            (label, domain),
+        ).fetchone()
+        return int(count)
 
     def timeline(self) -> Iterator[dict[str, Any]]:
         """Rows of the view of that name, oldest first, each with its frame."""

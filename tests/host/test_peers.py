@@ -168,7 +168,7 @@ def test_the_rate_is_limited_per_peer_and_comes_back(pair):
 
 def test_rules_name_what_is_wrong_with_them():
     rules = Rules.parse({"ops": ["fetch"], "domains": [DOMAIN.hex()], "group": 3, "noise": 2})
-    assert rules.allow("fetch", DOMAIN) and not rules.allow("near", DOMAIN)
+    assert rules.allow("fetch", DOMAIN) and not rules.allow("ping", DOMAIN)
     assert not rules.allow("fetch", b"\x06" * 8)
     for wrong in (
         {"ops": ["everything"]}, {"domains": "all"}, {"burst": 0}, {"noise": 500},

@@ -1,0 +1,179 @@
+"""What devices send, on its way into routing: the local index, the policy, the interests.
+
+Ingest is another process and knows nothing of this one. The feed reads gateway.db as it
+grows, row after row, and remembers in routing.db how far it got. Reading a row twice is
+harmless, so after a loss of routing.db everything is simply read again.
+
+A row is an outcome or a judgement about one. An outcome goes into the local index, is
+offered to the announcer of its domain, and may become an interest of its device. A
+judgement changes the label in the index; the announcer hears whether it was right, and
+an outcome that was corrected is offered again under its true label, as a confirmed one.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+from edge_agent.domain import Domain
+from edge_agent.errors import EdgeError
+from edge_agent.frame import outcome_id
+from gateway.announce import Announcer, Candidate
+from gateway.cells import assign
+from gateway.reader import Reader
+from gateway.records import Stored, read_stored
+from gateway.routing_db import Local, RoutingDb
+from gateway.store import Store
+from gateway.watch import Interests
+
+POSITION = "position"
+ROWS = 500
+SWEEP_ROWS = 5000
+
+
+class Feed:
+    """announcers: domain id -> policy, for the domains that have a codebook."""
+
+    def __init__(
+        self,
+        store: Store,
+        db: RoutingDb,
+        secret: Callable[[bytes, int], bytes],
+        domains: Mapping[bytes, Domain],
+        readers: Callable[[bytes], Sequence[Reader]],
+        announcers: Mapping[bytes, Announcer],
+        interests: "Interests | None",
+        now_s: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._db = db
+        self._secret = secret
+        self._domains = domains
+        self._readers = readers
+        self._announcers = announcers
+        self._interests = interests
+        self._now_s = now_s
+        self._last = int(db.meta(POSITION, 0))
+        self._noted = int(db.meta("noted", 0))
+        self._swept = 0
+        self.counters: Counter[str] = Counter()
+        self.new_interests = 0
+
+    @property
+    def last(self) -> int:
+        """The row of gateway.db that was read last."""
+        return self._last
+
+    def step(self, limit: int = ROWS) -> int:
+        """Take in what is new, at most `limit` rows; how many there were."""
+        rows = self._store.arrivals(self._last, limit)
+        if not rows:
+            return 0
+        with self._db.batch():
+            for row in rows:
+                self._last = row
+                frame = self._store.frame(row)
+                if not frame:
+                    continue
+                try:
+                    self._take(row, outcome_id(frame), read_stored(frame, self._secret))
+                except EdgeError as error:
+                    self.counters[f"unreadable: {error.what}"] += 1
+            self._noted = max(self._noted, self._last)
+            position = min(
+                (a.position(self._last) for a in self._announcers.values()), default=self._last
+            )
+            self._db.set_meta(POSITION, min(position, self._last))
+            self._db.set_meta("noted", self._noted)
+        return len(rows)
+
+    def _take(self, row: int, id_: bytes, stored: Stored) -> None:
+        record = stored.record
+        outcome = record.outcome
+        if outcome.about is not None:
+            self._judge(outcome.about, outcome.label, outcome.result)
+            return
+        label, result, confirmed = outcome.label, outcome.result, outcome.result is not None
+        judged = self._store.judgement(id_)
+        if judged is not None:
+            result, confirmed = judged[0], True
+            label = label if judged[1] is None else judged[1]
+        one = Local(
+            row, id_, record.domain_id, label, self._cell(record.domain_id, outcome.vector),
+            outcome.confidence, result, outcome.vector,
+        )  # fmt: skip
+        self._db.add_local([one])
+        self.counters["outcomes"] += 1
+        self._offer(one, confirmed, bool(outcome.depth or outcome.parents))
+        if self._interests is not None and row > self._noted:
+            made = self._interests.note(
+                stored.agent, record.domain_id, outcome.label, outcome.confidence, outcome.vector
+            )
+            self.new_interests += made
+
+    def _judge(self, about: bytes, label: int, result: "int | None") -> None:
+        self.counters["judgements"] += 1
+        one = self._db.local(about)
+        if one is None:
+            return
+        self._db.judge(about, label, result)
+        announcer = self._announcers.get(one.domain)
+        if announcer is not None and not announcer.judge(about, label):
+            self._offer(one._replace(label=label, result=result), True, False)
+
+    def _offer(self, one: Local, confirmed: bool, synthesised: bool) -> None:
+        announcer = self._announcers.get(one.domain)
+        readers = self._readers(one.domain)
+        if announcer is None or not readers:
+            return
+        book = readers[0].codebook
+        decoded = book.sketcher.rounded(one.vector)
+        cell = assign(book, decoded)[0][: book.levels1 + book.levels2]
+        announcer.offer(
+            Candidate(
+                one.outcome, one.id, one.label, one.confidence, confirmed, synthesised,
+                decoded, cell,
+            ),
+            int(self._now_s()),
+        )  # fmt: skip
+
+    def _cell(self, domain: bytes, vector: bytes) -> int:
+        """The level-1 region, 0 without a codebook."""
+        readers = self._readers(domain)
+        if not readers:
+            return 0
+        book = readers[0].codebook
+        first, _ = book.nearest(book.place(vector))
+        return int(first[0])
+
+    def cells(self, domain: bytes, vector: bytes) -> list[int]:
+        """Level-1 regions, nearest first, for routing_db.candidates."""
+        readers = self._readers(domain)
+        if not readers:
+            return []
+        book = readers[0].codebook
+        first, _ = book.distances(book.place(vector))
+        nearest: list[int] = first.argsort(kind="stable").tolist()
+        return nearest
+
+    def reindex(self, domain: bytes) -> None:
+        """A new codebook: local outcomes get their cells anew."""
+        after = 0
+        while rows := self._db.local_rows(after, SWEEP_ROWS):
+            after = rows[-1].outcome
+            mine = [row for row in rows if row.domain == domain]
+            self._db.set_cells((self._cell(domain, row.vector), row.outcome) for row in mine)
+
+    def sweep(self) -> int:
+        """Forget what retention has deleted; a part of the index each time."""
+        rows = self._db.local_rows(self._swept, SWEEP_ROWS)
+        if not rows:
+            self._swept = 0
+            return 0
+        self._swept = rows[-1].outcome
+        there = self._store.present(rows[0].outcome, rows[-1].outcome)
+        gone = [row for row in rows if row.outcome not in there]
+        if gone:
+            self._db.drop_local(row.outcome for row in gone)
+            for domain, announcer in self._announcers.items():
+                announcer.forget(row.id for row in gone if row.domain == domain)
+        self.counters["swept"] += len(gone)
+        return len(gone)

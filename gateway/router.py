@@ -1,0 +1,375 @@
+"""The routing process: `edge-gateway route`. One loop, everything in it.
+
+    gateway.db -> feed -> local index, announcers, interests
+    announcers -> publisher -> routes                what others may find
+    routes -> watch -> fetch from origins -> found   what devices should hear of
+    POST /query -> engine -> routes, origins         what people and programs ask
+    peers -> HTTPS -> origin, directory              what others ask
+
+Ingest is another process and never waits for this one: gateway.db is only read here, and
+when routing dies, devices notice nothing. What this process knows is in routing/routing.db
+and can be lost.
+
+Peers, domains and codebooks are read again while it runs: a revocation counts within a
+second. A new codebook version is announced beside the old one for one lifetime of a
+pointer and asked first; both then agree without anybody being told.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import secrets
+import signal
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from edge_agent.cpython.signer import HostCrypto
+from edge_agent.errors import ConfigError, RemoteError, StoreError
+from edge_agent.version import __version__
+from gateway.announce import Announcer, Settings, restored
+from gateway.api import api_app
+from gateway.ask import Asker
+from gateway.cells import assign
+from gateway.codebooks import Codebooks
+from gateway.config import Domains, GatewayConfig
+from gateway.directory import Directory
+from gateway.feed import Feed
+from gateway.files import write_private
+from gateway.keys import Registry, load_master
+from gateway.network import Network, join_endpoint
+from gateway.origin import Origin
+from gateway.peers import FETCH, PING, Desk, PeerError, Request
+from gateway.pointer import OUTCOME
+from gateway.publish import Publisher
+from gateway.query import Answer, Engine, Hit, Question, likely_labels
+from gateway.routes import Found
+from gateway.routes.http import far, near
+from gateway.routeset import RouteSet
+from gateway.routing_config import RoutingConfig
+from gateway.routing_db import Interest, RoutingDb
+from gateway.routing_status import Rejections, status
+from gateway.serve import Listener, peer_app, server_context
+from gateway.similarity import Measure, measure
+from gateway.store import Store
+from gateway.voucher import Voucher, open_voucher
+from gateway.watch import Interests, Watch
+
+log = logging.getLogger("gateway.router")
+
+FEED_S = 0.2  # between looks at gateway.db
+HOUSEKEEPING_S = 1.0
+STATUS_S = 5.0
+SWEEP_S = 600.0
+AUDIT_PER_S = 10  # refusals written down singly; the rest is counted
+
+
+class Router:
+    """Everything of one gateway's routing. Make it, `start`, `stop`; once."""
+
+    def __init__(self, folder: "Path | str") -> None:
+        self.config = GatewayConfig(folder)
+        self.settings = RoutingConfig(self.config)
+        self.network = Network.load(folder)
+        if not self.config.database.exists():
+            raise StoreError("no database", str(self.config.database), "Run edge-gateway init")
+        self.crypto = HostCrypto()
+        self.domains = Domains(self.config.domains)
+        self.store = Store(self.config.database, now_ms=int(time.time() * 1000))
+        self.db = RoutingDb(self.settings.database)
+        registry = Registry(self.store, load_master(self.config.master), self.config.gateway)
+        gateway, seed = self.network.gateway, self.network.seed
+        self.books = Codebooks(
+            self.settings.codebooks, self.domains, self.network, self.db, self._lifetime_s
+        )
+        self.announcers: dict[bytes, Announcer] = {}
+        self.directory = Directory()
+        self.asker = Asker(self.network)
+        self.desk = Desk(
+            self.crypto, gateway, self.network.peer, int(time.time()), self.settings.rules
+        )
+        self.routes = RouteSet(
+            self.settings.make_routes(
+                self.network,
+                lambda other: far(self._ask, other),
+                lambda: near(self.directory, gateway),
+            )
+        )
+        self.origin = Origin(self.crypto, gateway, seed, self.store, self.db, registry.secret)
+        self.engine = Engine(
+            self.network, self, self.db, self.books.readers, self.measure, time.time
+        )
+        self.interests = Interests(self.db, time.time) if self.settings.watch else None
+        self.watch = Watch(
+            self.network, self.routes, self.books.readers, self._labels_of, self.fetch,
+            self.db, time.time, self.settings.watch_near,
+        )  # fmt: skip
+        self.feed = Feed(
+            self.store, self.db, registry.secret, self.domains, self.books.readers,
+            self.announcers, self.interests, time.time,
+        )  # fmt: skip
+        self.publisher = Publisher(
+            self.network, self.crypto, self.routes, self.books.readers, self.db, time.time,
+            self._lifetime_s, self._endpoint,
+        )  # fmt: skip
+        self.unbelieved: Counter[str] = Counter()  # vouchers, by reason
+        self.started_s = time.time()
+        self._listeners: list[Listener] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._audited = (0, 0)
+        self.rejections = Rejections()
+        self._due: dict[bytes, float] = {}
+
+    @property
+    def _lifetime_s(self) -> int:
+        return self.settings.lifetime_s
+
+    # -- life -------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Listeners and routes are open when this returns."""
+        handlers: dict[str, Any] = {FETCH: self.origin.handler(self.desk, self._fetched)}
+        handlers[PING] = self._ping
+        if self.settings.directory:
+            handlers |= self.directory.handlers()
+        tls = server_context(
+            self.network.folder / "gateway.crt", self.network.folder / "gateway.key"
+        )
+        app = peer_app(self.network, self.desk, handlers, self._audit)
+        peers = Listener(app, self.settings.host, self.settings.port, tls)
+        self._listeners.append(peers)
+        token = secrets.token_hex(16)
+        api = Listener(api_app(self, token), "127.0.0.1", self.settings.api_port)
+        self._listeners.append(api)
+        for listener in self._listeners:
+            await listener.start()
+        self.port, self.api_port = peers.port, api.port
+        write_private(
+            self.settings.token,
+            json.dumps({"port": api.port, "token": token, "pid": os.getpid()}) + "\n",
+        )
+        self._domains_changed()
+        await self.routes.open()
+        loops: list[Callable[[], Awaitable[None]]] = [self._announce_loop, self._housekeeping]
+        if self.settings.watch:
+            await self.watch.refresh()
+            self._tasks.append(asyncio.create_task(self.watch.run()))
+        self._tasks += [asyncio.ensure_future(self._forever(loop)) for loop in loops]
+        log.info(
+            "routing of gateway %s: peers on port %d, routes %s",
+            self.network.gateway.hex(), self.port, [r.name for r in self.routes.routes],
+        )  # fmt: skip
+
+    async def stop(self) -> None:
+        """Pointers stay until they expire; routes, listeners and tasks end."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.routes.close()
+        self.directory.close()
+        for listener in self._listeners:
+            await listener.stop()
+        await self.asker.close()
+        with contextlib.suppress(OSError):
+            self.settings.token.unlink()
+        self.db.close()
+        self.store.close()
+
+    async def run(self) -> None:
+        """Until SIGTERM or SIGINT."""
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        try:
+            await self.start()
+            await stop.wait()
+        finally:
+            await self.stop()
+
+    async def _forever(self, turn: Callable[[], Awaitable[None]]) -> None:
+        """A loop that one bad turn does not end."""
+        while True:
+            try:
+                await turn()
+            except Exception:
+                log.exception("a turn failed; going on")
+                await asyncio.sleep(1.0)
+
+    # -- loops ------------------------------------------------------------------------
+
+    async def _announce_loop(self) -> None:
+        """What is new, and what is due."""
+        await self.publisher.restore()
+        swept = marked = time.monotonic()
+        version = -1
+        while True:
+            now_version = self.store.foreign_changes()
+            if now_version != version:
+                version = now_version
+                while self.feed.step():
+                    self._due.clear()
+                    await asyncio.sleep(0)
+            if self.feed.new_interests:
+                self.feed.new_interests = 0
+                await self.watch.refresh()
+            await self._publish_due()
+            if time.monotonic() - swept > SWEEP_S:
+                swept = time.monotonic()
+                self.feed.sweep()
+            if time.monotonic() - marked > min(SWEEP_S, self._lifetime_s / 8):
+                marked = time.monotonic()
+                await self.publisher.renew_markers()
+                self.db.forget_expired(int(time.time()))
+            await asyncio.sleep(FEED_S)
+
+    async def _publish_due(self) -> None:
+        now = int(time.time())
+        for domain, announcer in list(self.announcers.items()):
+            if now < self._due.get(domain, 0):
+                continue
+            actions = announcer.due(now, 64)
+            await self.publisher.perform(domain, actions)
+            self._due[domain] = now if len(actions) == 64 else announcer.next_due(now)
+
+    async def _housekeeping(self) -> None:
+        told = 0.0
+        while True:
+            await asyncio.sleep(HOUSEKEEPING_S)
+            with self._keeping_the_old():
+                self.network.refresh()
+            with self._keeping_the_old():
+                new = self.domains.refresh()
+                if self.books.refresh() or new:
+                    self._domains_changed()
+                    await self.watch.refresh()
+            self.rejections.write(self)
+            if time.monotonic() - told > STATUS_S:
+                told = time.monotonic()
+                path = self.network.folder / "status.json"
+                write_private(path, json.dumps(status(self), indent=1) + "\n")
+
+    @contextlib.contextmanager
+    def _keeping_the_old(self) -> Iterator[None]:
+        """A file that is wrong while we run: what was read before stays in force."""
+        try:
+            yield
+        except ConfigError as error:
+            log.error("%s; going on with what was read before", error)
+
+    def _domains_changed(self) -> None:
+        """An announcer for each domain that has a codebook."""
+        self.books.refresh()
+        now = int(time.time())
+        for domain in self.domains.values():
+            if domain.id in self.announcers or not self.books.readers(domain.id):
+                continue
+            try:
+                settings = Settings(**{"lifetime_s": self._lifetime_s, **self.settings.announce})
+            except (TypeError, ValueError) as error:
+                raise ConfigError(str(error), "routing.announce", "See gateway/announce.py")
+            announcer = Announcer(settings, self._function(domain.id))
+            book = self.books.readers(domain.id)[0].codebook
+            self.feed.reindex(domain.id)
+            entries = []
+            for row in self.db.announced(now):
+                if (row.kind, row.domain, row.version) == (OUTCOME, domain.id, book.version):
+                    decoded = book.sketcher.decode(row.sketch)
+                    path = assign(book, decoded)[0][: book.levels1 + book.levels2]
+                    entries.append(restored(row, decoded, path))
+            announcer.restore(entries, self.db.label_counts(domain.id), now)
+            self.announcers[domain.id] = announcer
+
+    # -- sources of the engine ----------------------------------------------------------
+
+    def near(
+        self, domain: bytes, label: "int | None", vector: bytes, k: int, how: "str | Measure"
+    ) -> list[Hit]:
+        return self.origin.near(domain, label, vector, k, how, self.feed.cells(domain, vector))
+
+    async def lookup(self, keys: Sequence[bytes], deadline_s: float) -> Found:
+        return await self.routes.lookup(keys, deadline_s)
+
+    async def fetch(
+        self, gateway: bytes, endpoint: str, ids: Sequence[bytes], deadline_s: float
+    ) -> list[Voucher]:
+        """Vouchers from their origin, verified. PeerError when it does not answer."""
+        peer = self._peer(gateway)
+        answer = await self.asker.ask(peer, FETCH, list(ids), deadline_s, endpoint)
+        if type(answer) is not list or len(answer) != 2 or type(answer[0]) is not list:
+            raise PeerError("bad-field", "answer to fetch")
+        vouchers = []
+        for raw in answer[0][: len(ids)]:
+            try:
+                if type(raw) is not bytes:
+                    raise PeerError("bad-field", "voucher")
+                vouchers.append(open_voucher(self.crypto, gateway, peer.public, raw))
+            except RemoteError as error:
+                self.unbelieved[error.reason] += 1
+        return vouchers
+
+    def _peer(self, gateway: bytes) -> Any:
+        peer = self.network.peer(gateway)
+        if peer is None or peer.revoked_ms is not None:
+            raise PeerError("revoked" if peer else "unknown-peer", gateway.hex())
+        return peer
+
+    async def _ask(self, gateway: bytes, op: str, body: Any, deadline_s: float) -> Any:
+        return await self.asker.ask(self._peer(gateway), op, body, deadline_s)
+
+    def measure(self, domain: bytes) -> "str | Measure":
+        return self._function(domain)
+
+    def _function(self, domain: bytes) -> Measure:
+        known = self.domains.get(domain)
+        return measure(known.similarity if known else "cosine", known)
+
+    def _labels_of(self, interest: Interest) -> list[int]:
+        return [label for label, _ in self.likely(interest.domain, interest.vector, [])]
+
+    def likely(
+        self, domain: bytes, vector: bytes, own: "list[tuple[int, int]]"
+    ) -> "tuple[tuple[int, int], ...]":
+        """Labels worth asking about, when nobody names one."""
+        known = self.domains.get(domain)
+        votes = self.near(domain, None, vector, 16, self.measure(domain))
+        counts = self.db.label_counts(domain)
+        return likely_labels(own, votes, counts, len(known.labels) if known else 0)
+
+    async def ask(self, question: Question) -> Answer:
+        return await self.engine.ask(question)
+
+    # -- peers ------------------------------------------------------------------------
+
+    def _endpoint(self) -> str:
+        """Where peers fetch; "" when this gateway's card says so."""
+        if self.network.endpoint or self.settings.host in ("0.0.0.0", "::"):  # noqa: S104
+            return ""
+        return join_endpoint(self.settings.host, self.port)
+
+    async def _ping(self, request: Request) -> list[Any]:
+        return [__version__, int(time.time())]
+
+    def _fetched(self, gateway: bytes, ids: Sequence[bytes], served: int) -> None:
+        named = " ".join(id_.hex() for id_ in ids[:6])
+        self.db.audit(gateway, FETCH, served, int(time.time() * 1000), "ok", named)
+
+    def _audit(self, sender: "bytes | None", op: str, verdict: str) -> None:
+        """Refusals are written down singly, so many a second; good fetches by `_fetched`."""
+        if not verdict:
+            return
+        second, count = self._audited
+        now = int(time.time())
+        count = count + 1 if second == now else 1
+        self._audited = (now, count)
+        if count <= AUDIT_PER_S:
+            self.db.audit(sender or b"", op, 0, now * 1000, verdict)
+
+
+def serve(folder: "Path | str") -> None:
+    """`edge-gateway route`."""
+    asyncio.run(Router(folder).run())

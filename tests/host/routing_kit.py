@@ -1,0 +1,139 @@
+"""Whole gateways with routing: folders, networks, codebooks, outcomes, routers."""
+
+import contextlib
+import json
+import os
+import time
+
+import numpy as np
+from codebook_kit import CRYPTO, OWNER, PUBLIC, SPACE, clustered, codebook_file, domain
+from gateway_kit import Device, gateway, opened
+
+from edge_agent import frame as wire
+from edge_agent.domain import make_domain
+from edge_agent.outcome import Outcome
+from gateway import network
+from gateway.custody import Custody
+from gateway.projection import fingerprint
+from gateway.router import Router
+
+KEY = bytes(range(100, 132))
+DOMAIN = domain()
+LABELS = DOMAIN.labels
+
+
+def near(vector, seed=0, spread=2.0):
+    """A vector close to another."""
+    rng = np.random.default_rng(seed)
+    values = np.frombuffer(vector, np.int8) + rng.normal(0, spread, 64)
+    return np.clip(np.rint(values), -127, 127).astype(np.int8).tobytes()
+
+
+def vectors(count, seed):
+    return [row.tobytes() for row in clustered(count, seed)[0]]
+
+
+class Site:
+    """One gateway in its folder: its database, its devices, its router."""
+
+    def __init__(self, folder, name, routing):
+        self.name = name
+        self.folder = folder / name
+        file = folder / "routing.domain"
+        if not file.exists():
+            file.write_bytes(
+                make_domain(CRYPTO, OWNER, PUBLIC, DOMAIN.name, 1, SPACE, list(LABELS))
+            )
+        gateway("init", self.folder, "--domain", file, "--port", 1)
+        path = self.folder / "gateway.json"
+        fields = json.loads(path.read_text())
+        fields["routing"] = {"port": 0, "api_port": 0, **routing}
+        path.write_text(json.dumps(fields))
+        (self.folder / "codebooks").mkdir()
+        (self.folder / "codebooks" / "v1.codebook").write_bytes(codebook_file())
+        self.network = network.create(self.folder, "plant", KEY)
+        self.gateway = self.network.gateway
+        self.devices = {}
+        self.router = None
+
+    def configure(self, **routing):
+        path = self.folder / "gateway.json"
+        fields = json.loads(path.read_text())
+        fields["routing"].update(routing)
+        path.write_text(json.dumps(fields))
+
+    # -- what devices send ------------------------------------------------------------
+
+    def commit(self, device, outcomes):
+        """Outcomes of one device, through custody, as a running gateway commits them.
+
+        outcomes: (vector, label, confidence) or a dict of more; returns outcome ids."""
+        frames = []
+        now = int(time.time() * 1000)
+        with opened(self.folder, owner=True) as (_, store, registry):
+            if device not in self.devices:
+                agent = os.urandom(8)
+                registry.add(agent, device, now)
+                self.devices[device] = Device(agent, registry.secret(agent, 1))
+            me = self.devices[device]
+            for vector, label, confidence, *more in outcomes:
+                me.seq = getattr(me, "seq", 0) + 1
+                me.uptime_ms += 10
+                fields = more[0] if more else {}
+                encrypt = fields.pop("encrypt", False)
+                made = Outcome(vector, label, confidence, **fields)
+                finger = None
+                if vector is not None:
+                    finger = fingerprint(DOMAIN.id, vector)
+                record = wire.OutcomeRecord(
+                    me.journal, me.seq, 1, me.uptime_ms, 0, DOMAIN.id, made, finger
+                )
+                frames.append(wire.seal(me.keys, record, encrypt=encrypt))
+            custody = Custody(store, registry, {DOMAIN.id: DOMAIN})
+            plan = custody.judge([(me.topic(), frame) for frame in frames], now)
+            custody.commit(plan)
+            custody.answers(plan)
+        return [wire.outcome_id(frame) for frame in frames]
+
+    # -- its router, in this process ----------------------------------------------------
+
+    async def start(self):
+        self.router = Router(self.folder)
+        await self.router.start()
+        return self.router
+
+    async def stop(self):
+        if self.router is not None:
+            router, self.router = self.router, None
+            await router.stop()
+
+    def standing(self):
+        """Pointers that the network should have."""
+        return sum(len(a.standing) for a in self.router.announcers.values())
+
+
+class World:
+    """Sites that know each other; `routing(name, number)` gives each its settings."""
+
+    def __init__(self, folder, routing, names=("north", "south", "west")):
+        self.sites = [Site(folder, name, routing(name, i)) for i, name in enumerate(names)]
+        for one in self.sites:
+            for other in self.sites:
+                if other is not one:
+                    one.network.add(other.network.card(other.name))
+
+    async def __aenter__(self):
+        for site in self.sites:
+            await site.start()
+        return self.sites
+
+    async def __aexit__(self, *_):
+        for site in self.sites:
+            with contextlib.suppress(Exception):
+                await site.stop()
+
+
+def shared_folder(tmp_path):
+    share = tmp_path / "share"
+    share.mkdir(exist_ok=True)
+    return lambda name, number: {"routes": [{"kind": "folder", "path": str(share)}]}
