@@ -10,7 +10,7 @@ measured about 4.4.2, and what is done about it:
   only note what came and wake the loop; nothing blocks in them. And nothing here asks the
   engine for what it answers under its own lock (`getNodeMessageStats`, routing tables,
   logs) while an operation or a listener may call back: that is a deadlock, and happens. What
-  is known of other nodes is what operations return.
+  is known of other nodes is what operations return; `_idle` says when the table may be read.
 * `get` ends when every replica has answered, and a dead one takes seconds. A key counts as
   answered when the engine says so, or when it has brought values and then nothing new for
   `QUIET_S`: the replicas that live have spoken. A key without values waits for its end.
@@ -20,15 +20,18 @@ measured about 4.4.2, and what is done about it:
 * `cancelListen` leaves the listener in place and frees what it calls: the next value
   crashes the process. So listeners are never cancelled. Their number is bounded, one a key
   is shared, and a process with too many idle ones is replaced (`gateway.routes.dht`).
-* A node without others answers after a second, and the answer is no.
-* A listener that began while the node was alone stays silent for ever: none begins before
-  there is another node.
+* A node that others know but that has not heard from them yet holds all operations back,
+  for a minute at times. So a node alone starts no operations; it reads its table, and greets
+  whoever is in it.
+* A listener that began while the node was alone stays silent for ever.
 * `join` with callbacks in flight is a deadlock: shutdown, wait, then join.
 * A value above 64 KiB is never answered; ours end at 604 bytes.
 """
 
 import asyncio
-import os
+import contextlib
+import re
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -53,10 +56,19 @@ RAW_MAX = 2048
 LISTEN_MAX = 2048
 SEEN_S = 600.0  # another node counts as known for this long after it was last named
 
+_ENTRY = re.compile(r"Node ([0-9a-f]{40}) (\S+:\d+)\s.*(\[good\])?")
+# How long after the last callback the engine's thread has surely left it.
+_QUIESCENT_S = 0.25
+
 # Called in the loop: key, data, whether it went.
 Heard = Callable[[bytes, bytes, bool], None]
 # Called in the loop while a lookup is under way: key, new values, whether that was all.
 Brought = Callable[[bytes, list[bytes], bool], None]
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    return host, int(port)
 
 
 def info_hash(key: bytes) -> Any:
@@ -104,6 +116,8 @@ class Node:
         self._runner: Any = None
         self._kept: dict[int, tuple[Any, Any]] = {}
         self._listens: dict[bytes, Any] = {}
+        self._flying = 0  # operations that will call back
+        self._landed_s = 0.0
         self._seen: dict[bytes, tuple[float, str]] = {}  # node -> when named, its address
 
     def start(self, port: int) -> None:
@@ -151,13 +165,32 @@ class Node:
         return [address for _, address in sorted(self._seen.values(), reverse=True)]
 
     async def look(self, deadline_s: float = 2.0) -> int:
-        """See who is near us now; `near`."""
-        await self.get([self.id], deadline_s, lambda *_: None)
+        """See who is near us now; `near`. Alone: greet those who know us."""
+        if self.near or not self._idle() or self._greet():
+            await self._get([self.id], deadline_s, lambda *_: None)
         return self.near
+
+    def counts(self) -> "list[int] | None":
+        """Requests sent since the last call: ping, find, get, listen, put. None: not now."""
+        return list(self._runner.getNodeMessageStats()) if self._idle() else None
+
+    def _idle(self) -> bool:
+        """Nothing can call back now, so the engine's lock is free of Python's."""
+        quiet = time.monotonic() - self._landed_s > _QUIESCENT_S
+        return quiet and not self._flying and not self._listens
+
+    def _greet(self) -> bool:
+        """True when a node in the table has answered; else ask all of them to."""
+        table = str(self._runner.getRoutingTablesLog(socket.AF_INET))
+        if "[good]" in table:
+            return True
+        self.bootstrap(parse_address(found[2]) for found in _ENTRY.finditer(table))
+        return False
 
     def _named(self, nodes: "list[tuple[bytes, str]]") -> None:
         """An operation has ended and names these."""
-        now = time.monotonic()
+        now = self._landed_s = time.monotonic()
+        self._flying -= 1
         others = [(node, address) for node, address in nodes if node != self.id]
         for node, address in others:
             self._seen[node] = now, address
@@ -168,7 +201,7 @@ class Node:
         self, handle: int, key: bytes, value_id: int, data: bytes, kind: int = POINTER_TYPE
     ) -> bool:
         """Announce until `cancel(handle)`. True when another node has taken it."""
-        if not 0 < len(data) <= ENVELOPE_MAX:
+        if not self.near or not 0 < len(data) <= ENVELOPE_MAX:
             return False
         self.cancel(handle)
         value = opendht.Value(data, kind)  # the second argument is the type
@@ -186,6 +219,7 @@ class Node:
 
         self._kept[handle] = (hashed, value)
         # A blocking put, or one without a callback, would not be permanent.
+        self._flying += 1
         self._runner.put(hashed, value, called, True)
         return await done
 
@@ -199,6 +233,9 @@ class Node:
 
     async def get(self, keys: Sequence[bytes], deadline_s: float, brought: Brought) -> int:
         """Look up; tells `brought` as values come. The number of keys that were answered."""
+        return await self._get(keys, deadline_s, brought) if self.near else 0
+
+    async def _get(self, keys: Sequence[bytes], deadline_s: float, brought: Brought) -> int:
         end = time.monotonic() + deadline_s
         state = {key: _Key() for key in keys}
         wake = asyncio.Event()
@@ -223,6 +260,7 @@ class Node:
                 entry.done = True
                 self._soon(ended, _alive(nodes))
 
+            self._flying += 1
             self._runner.get(info_hash(key), value_came, finished)
 
         waiting = deque(state.items())
@@ -286,12 +324,10 @@ class Node:
         """Say goodbye within 2 s. The process should end soon after."""
         ended = asyncio.Event()
         self._runner.shutdown(lambda: self._soon(ended.set))
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2):
                 await ended.wait()
                 await asyncio.to_thread(self._runner.join)
-        except TimeoutError:
-            os.write(2, b"the DHT engine did not stop in time\n")
 
     def _tell(self, key: bytes, data: bytes, gone: bool) -> None:
         if self._heard is not None:

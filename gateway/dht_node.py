@@ -35,7 +35,7 @@ READ_S = 2.0
 # How soon the node says its own claim after it met others; how often it meets its seeds.
 FIRST_BEAT_S = 2.0
 ALONE_S, YOUNG_LOOK_S, SEEDS_S = 0.2, 0.5, 60.0
-YOUNG_S = 5.0
+YOUNG_S, ALONE_SEEDS_S = 5.0, 2.0
 CANARY_HANDLE = 0
 # Values in one event, so that a message stays far below what the wire allows.
 BATCH = 256
@@ -167,12 +167,14 @@ class Sidecar:
     async def _meet(self) -> None:
         """Look who is there; meet the seeds again, so that islands that formed apart grow
         together."""
-        born = time.monotonic()
+        born = met = time.monotonic()
         while True:
             known = await self.node.look()
             young = time.monotonic() - born < YOUNG_S
             await asyncio.sleep(ALONE_S if not known else YOUNG_LOOK_S if young else SEEDS_S)
-            if not known or not young:
+            pause = SEEDS_S if known else ALONE_SEEDS_S
+            if time.monotonic() - met >= pause:
+                met = time.monotonic()
                 self.node.bootstrap(self.settings.seeds)
             if known:
                 self._keep_peers()

@@ -149,7 +149,7 @@ class DhtRoute(LocalRoute):
                 pass
             except Exception:
                 self._count("errors")
-            await asyncio.sleep(POLL_UP_S if self.up else POLL_S)
+            await asyncio.sleep(POLL_UP_S if self.up and not self._alone() else POLL_S)
 
     def _judge(self, node: dict[str, Any]) -> None:
         """Up or not, from what the node says."""
@@ -277,12 +277,9 @@ class DhtRoute(LocalRoute):
     async def _send(self, put: _Put, key: bytes, envelope: dht_value.Envelope) -> bool:
         data = dht_value.pack(envelope)
         value_id = dht_value.value_id(self._secret, data)
-        number, answer = self._child.post("put", put.handle, key, value_id, data)
         if self._alone():
-            # There is nobody to take it; the engine keeps it for those who come.
-            self._child.forget(number)
-            return self.up
-        return bool(await answer)
+            return self.up  # nobody to take it; told to those who come (`_judge`)
+        return bool(await self._child.ask("put", put.handle, key, value_id, data))
 
     def _forget(self, name: Name) -> None:
         put = self._puts.pop(name, None)

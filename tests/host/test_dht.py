@@ -1,0 +1,529 @@
+"""The DHT route beyond the contract: processes that die, hang or are refused, and its values."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from dht_media import Seed
+from hypothesis import given
+from hypothesis import strategies as st
+from route_kit import find, finds, key, later, token, until
+
+from gateway import dht_canary, dht_child, dht_settings, dht_value, dht_wire
+from gateway.dht_value import Envelope
+from gateway.routes import VALUE_MAX, RouteError
+from gateway.routes import dht as dht_module
+from gateway.routes.dht import DhtRoute
+
+BACK_S = 5.0
+
+
+def told(story):
+    """Run an async test that takes (tmp_path, net); `net` ends what it began."""
+
+    def test(tmp_path, monkeypatch):
+        async def run():
+            net = Net(tmp_path, monkeypatch)
+            async with asyncio.timeout(60):
+                try:
+                    await story(net)
+                finally:
+                    await net.end()
+
+        asyncio.run(run())
+
+    test.__name__, test.__doc__ = story.__name__, story.__doc__
+    return test
+
+
+class Net:
+    def __init__(self, folder, monkeypatch):
+        self.folder, self.monkeypatch = folder, monkeypatch
+        self.network = int.from_bytes(os.urandom(4), "big") | 1
+        self.routes, self.seeds = [], []
+
+    async def seed(self):
+        known = [f"127.0.0.1:{seed.port}" for seed in self.seeds]
+        folder = self.folder / f"seed{len(self.seeds)}"
+        self.seeds.append(await Seed(folder, self.network, known).start())
+
+    def route(self, name, **settings):
+        settings.setdefault("seeds", [f"127.0.0.1:{seed.port}" for seed in self.seeds])
+        route = DhtRoute(
+            os.urandom(8), self.folder / name, self.network, host="127.0.0.1", **settings
+        )
+        self.routes.append(route)
+        return route
+
+    async def open(self, name, **settings):
+        route = self.route(name, **settings)
+        await route.open()
+        return route
+
+    async def end(self):
+        await asyncio.gather(*(route.close() for route in self.routes))
+        await asyncio.gather(*(seed.end() for seed in self.seeds))
+
+
+async def goes_up(route, seconds=BACK_S):
+    async def up():
+        return route.up
+
+    return await until(up, seconds)
+
+
+# -- processes ----------------------------------------------------------------------------
+
+
+@told
+async def test_a_killed_sidecar_is_back_with_everything(net):
+    await net.seed()
+    a, b = await net.open("a"), await net.open("b")
+    keys = [key() for _ in range(300)]
+    many = (a.announce(k, b"value", later(), token()) for k in keys)
+    assert all(await asyncio.gather(*many))
+    watched, heard = key(), []
+    await a.watch([watched], lambda k, value: heard.append(value))
+    old = a.sidecar_pid
+    os.kill(old, signal.SIGKILL)
+    started = time.monotonic()
+    assert keys[0] in (await a.lookup(keys[:1], 0.5)).values
+    assert await find(a, keys[0], 0.5) == {b"value"}, "own values need no sidecar"
+
+    async def back():
+        status = a.status()
+        return status["up"] and a.sidecar_pid != old and not status["pending"]
+
+    await until(back, BACK_S)
+    took = time.monotonic() - started
+    print(f"\nback after SIGKILL with 300 announcements: {took:.2f} s")
+    assert took <= BACK_S
+    # What b finds now came from the new process: everybody else forgets.
+    await net.seeds[0].end()
+    for k in keys[::10]:
+        await finds(b, k, [b"value"], 2.0)
+    await b.announce(watched, b"pushed to the new one", later(), token())
+
+    async def pushed():
+        return b"pushed to the new one" in heard
+
+    await until(pushed, 3.0)
+    status = a.status()
+    assert status["sidecar"]["restarts"] == status["counters"]["sidecar_ended"] == 1
+    assert status["sidecar"]["port"] == a.sidecar_port, "the others find it where it was"
+
+
+@told
+async def test_a_sidecar_that_hangs_is_replaced(net):
+    net.monkeypatch.setattr(dht_child, "ANSWER_S", 0.4)
+    await net.seed()
+    a = await net.open("a")
+    old = a.sidecar_pid
+    os.kill(old, signal.SIGSTOP)
+
+    async def replaced():
+        return a.up and a.sidecar_pid not in (0, old)
+
+    await until(replaced, BACK_S)
+    assert a.status()["counters"]["sidecar_hung"] == 1
+
+
+@told
+async def test_two_with_one_identity(net):
+    """On one machine the lock refuses the second; the first does not notice."""
+    await net.seed()
+    a = await net.open("same")
+    k = key()
+    await a.announce(k, b"by the first", later(), token())
+    second = net.route("same")
+    with pytest.raises(RouteError, match="another process runs the DHT node"):
+        await second.open()
+    status = second.status()
+    assert status["reason"] == "identity-in-use" and "own folder" in status["problem"]
+    assert status["counters"]["refused"] == status["counters"]["sidecar_refused_identity-in-use"]
+    assert not status["up"] and a.up
+    assert await find(a, k) == {b"by the first"}
+
+
+@told
+async def test_a_copied_identity_elsewhere(net):
+    """A folder copied to another machine: the one that started later ends, and says why."""
+    await net.seed()
+    a = await net.open("original", canary_s=1)
+    (net.folder / "copy").mkdir()
+    fields = json.loads((net.folder / "original" / "node.json").read_text())
+    dht_settings.keep(
+        net.folder / "copy",
+        dht_settings.Identity(bytes.fromhex(fields["id"]), bytes.fromhex(fields["secret"]), 0),
+    )
+    copy = await net.open("copy", canary_s=1)
+
+    async def refused():
+        return copy.status()["reason"] == "identity-in-use"
+
+    await until(refused, 10.0)
+    assert copy.status()["counters"]["sidecar_refused_identity-in-use"] >= 1
+    assert a.status()["reason"] == "" and a.sidecar_pid
+    assert await copy.announce(key(), b"held", later(), token()) in (True, False)
+
+
+@told
+async def test_a_port_in_use(net):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        a = net.route("a", port=port)
+        with pytest.raises(RouteError, match=f"127.0.0.1:{port}.*Free this UDP port"):
+            await a.open()
+        assert a.status()["reason"] == "port-in-use"
+        assert a.status()["counters"]["refused"] == 1
+
+
+@told
+async def test_a_port_taken_while_the_sidecar_was_away(net):
+    """Not up, visible, own values still there; and back when the port is free."""
+    net.monkeypatch.setattr(dht_child, "REFUSED_PAUSE_S", 0.2)
+    await net.seed()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    a = await net.open("a", port=port)
+    k = key()
+    await a.announce(k, b"mine", later(), token())
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as thief:
+        os.kill(a.sidecar_pid, signal.SIGKILL)
+        while True:
+            with contextlib.suppress(OSError):
+                thief.bind(("127.0.0.1", port))
+                break
+
+        async def refused():
+            return a.status()["reason"] == "port-in-use"
+
+        await until(refused, BACK_S)
+        assert not a.up
+        found = await a.lookup([k, key()], 0.3)
+        assert found.values[k] == [b"mine"] and len(found.missed) == 2
+    await goes_up(a, 2 * BACK_S)
+    assert a.status()["problem"] == ""
+
+
+@pytest.mark.parametrize(
+    "seeds",
+    [["nonsense"], ["host:"], [":4222"], ["host:0"], ["host:65536"], ["a b:1"], [7], "host:1",
+     ["-x:1"], ["host:4٤"], [f"h{n}:1" for n in range(65)]],
+)  # fmt: skip
+def test_a_bad_seed_list(tmp_path, seeds):
+    with pytest.raises(RouteError, match="seeds"):
+        DhtRoute(bytes(8), tmp_path, 1, seeds=seeds)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("network", 0), ("network", "1"), ("port", -1), ("port", True), ("host", "name"),
+     ("expire_s", 1), ("canary_s", 0)],
+)  # fmt: skip
+def test_a_bad_setting(tmp_path, name, value):
+    with pytest.raises(RouteError, match=name):
+        DhtRoute(bytes(8), tmp_path, **{"network": 1, name: value})
+
+
+@told
+async def test_seeds_that_do_not_answer(net):
+    """Wrong addresses are no error: they may come. Open, not up, and own values work."""
+    a = await net.open("a", seeds=["127.0.0.1:9", "no-such-host.invalid:4222"])
+    assert not a.up
+    k = key()
+    assert await a.announce(k, b"held", later(), token()) is False
+    assert await find(a, k) == {b"held"}
+    status = a.status()
+    assert status["pending"] == 1 and status["peers"] == 0 and status["seeds"] == 2
+    assert status["seeds_advised"] == 4
+
+
+@told
+async def test_a_first_node_finds_the_others_again(net):
+    """It has no seeds; after a crash it knows where others were."""
+    a = await net.open("a", seeds=[])
+    b = await net.open("b", seeds=[f"127.0.0.1:{a.sidecar_port}"])
+    k = key()
+    await b.announce(k, b"value", later(), token())
+    await finds(a, k, [b"value"], 2.0)
+
+    async def kept():
+        return (net.folder / "a" / "peers.json").exists()
+
+    await until(kept, 5.0)
+    os.kill(a.sidecar_pid, signal.SIGKILL)
+
+    async def met():
+        return a.sidecar_pid and a.status()["peers"]
+
+    await until(met, BACK_S)
+    await finds(a, k, [b"value"], 2.0)
+
+
+def test_a_sidecar_ends_with_its_gateway(tmp_path):
+    code = """
+import asyncio, sys
+from gateway.routes.dht import DhtRoute
+async def run():
+    route = DhtRoute(bytes(8), sys.argv[1], 77, host="127.0.0.1")
+    await route.open()
+    print(route.sidecar_pid, flush=True)
+    await asyncio.sleep(60)
+asyncio.run(run())
+"""
+    gateway = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
+    try:
+        sidecar = int(gateway.stdout.readline())
+        gateway.kill()
+        gateway.wait()
+        end = time.monotonic() + 5
+        while os.path.exists(f"/proc/{sidecar}/fd/0") and time.monotonic() < end:
+            time.sleep(0.05)
+        assert not os.path.exists(f"/proc/{sidecar}/fd/0")
+    finally:
+        gateway.kill()
+        gateway.wait()
+        gateway.stdout.close()
+
+
+@told
+async def test_idle_listeners_are_shed(net):
+    """The engine cannot end a listener; too many idle ones end the sidecar instead."""
+    net.monkeypatch.setattr(dht_module, "IDLE_MAX", 5)
+    await net.seed()
+    a, b = await net.open("a"), await net.open("b")
+    handle = await a.watch([key() for _ in range(12)], lambda *_: None)
+    kept, heard = key(), []
+    await a.watch([kept], lambda _, value: heard.append(value))
+
+    async def listens():
+        return a.status()["sidecar"].get("listening") == 13
+
+    await until(listens, 5.0)
+    old = a.sidecar_pid
+    await a.unwatch(handle)
+
+    async def replaced():
+        return a.up and a.sidecar_pid != old and a.status()["sidecar"].get("listening") == 1
+
+    await until(replaced, BACK_S)
+    assert a.status()["counters"]["recycled"] == 1
+    await b.announce(kept, b"still told", later(), token())
+
+    async def told_of_it():
+        return b"still told" in heard
+
+    await until(told_of_it, 2.0)
+
+
+@told
+async def test_a_deadline_holds_when_replicas_are_dead(net):
+    await net.seed()
+    routes = [await net.open(name) for name in "abcd"]
+    keys = [key() for _ in range(24)]
+    for k in keys:
+        await routes[0].announce(k, b"value", later(), token())
+    for route in routes[2:]:
+        os.kill(route.sidecar_pid, signal.SIGSTOP)
+    try:
+        started = time.monotonic()
+        found = await routes[1].lookup(keys, 0.9)
+        took = time.monotonic() - started
+    finally:
+        for route in routes[2:]:
+            os.kill(route.sidecar_pid, signal.SIGCONT)
+    assert took < 1.0
+    assert all(values == [b"value"] for values in found.values.values())
+
+
+def test_a_network_id_keeps_apart(tmp_path):
+    async def run():
+        a = DhtRoute(bytes(8), tmp_path / "a", 1, host="127.0.0.1")
+        try:
+            await a.open()
+            seeds = [f"127.0.0.1:{a.sidecar_port}"]
+            b = DhtRoute(bytes(8), tmp_path / "b", 2, host="127.0.0.1", seeds=seeds)
+            try:
+                await b.open()
+                assert not b.up and b.status()["peers"] == 0
+            finally:
+                await b.close()
+        finally:
+            await a.close()
+
+    asyncio.run(run())
+
+
+def test_secrets_are_private_and_not_shown(tmp_path):
+    who = dht_settings.identity(tmp_path / "new")
+    assert dht_settings.identity(tmp_path / "new") == who
+    assert (tmp_path / "new" / "node.json").stat().st_mode & 0o077 == 0
+    assert who.secret.hex() not in repr(who)
+    (tmp_path / "new" / "node.json").chmod(0o644)
+    with pytest.raises(dht_settings.Refused, match="chmod 600"):
+        dht_settings.identity(tmp_path / "new")
+    for text in ("{}", "[]", "x", '{"id": "00", "secret": "00", "port": 1}'):
+        (tmp_path / "new" / "node.json").write_text(text)
+        (tmp_path / "new" / "node.json").chmod(0o600)
+        with pytest.raises(dht_settings.Refused):
+            dht_settings.identity(tmp_path / "new")
+
+
+# -- values -------------------------------------------------------------------------------
+
+SECRET, KEY, TOKEN = b"s" * 32, b"k" * 20, b"t" * 16
+
+
+def envelope(value, expires=2000, reveals=(), turn=0, secret=SECRET):
+    number = dht_value.edition(value, expires, turn)
+    shown = dht_value.commit(dht_value.word(secret, KEY, TOKEN, number))
+    words = tuple(dht_value.word(secret, KEY, TOKEN, n) for n in reveals)
+    return Envelope(expires, number, shown, words, value)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), st.binary(max_size=VALUE_MAX),
+       st.lists(st.binary(min_size=16, max_size=16), max_size=4))  # fmt: skip
+def test_envelopes_read_back(expires, number, value, words):
+    one = Envelope(expires, number, b"c" * 16, tuple(words), value)
+    data = dht_value.pack(one)
+    assert dht_value.parse(data) == one and len(data) <= dht_value.ENVELOPE_MAX
+    for cut in range(28):
+        assert dht_value.parse(data[:cut]) is None
+
+
+@given(st.lists(st.binary(max_size=700), max_size=20))
+def test_anything_may_lie_under_a_key(raw):
+    good = dht_value.pack(envelope(b"good"))
+    found = dht_value.read([*raw, good])
+    assert b"good" in found.values
+
+
+def test_only_the_owner_takes_back():
+    one, two = envelope(b"one"), envelope(b"two")
+    update = envelope(b"two", reveals=[one.edition])
+    drop = envelope(b"", reveals=[one.edition, two.edition])
+    pack = dht_value.pack
+    assert dht_value.read([pack(one), pack(update)]).values == {b"two": 2000}
+    assert dht_value.read([pack(one), pack(update), pack(drop)]).values == {}
+    stranger = envelope(b"", reveals=[one.edition, two.edition], secret=b"x" * 32)
+    copied = Envelope(9, 9, one.commit, (one.commit, two.commit), b"")
+    found = dht_value.read([pack(one), pack(two), pack(stranger), pack(copied)])
+    assert set(found.values) == {b"one", b"two"}
+    again = envelope(b"one", turn=1)
+    assert dht_value.read([pack(one), pack(drop), pack(again)]).values == {b"one": 2000}
+
+
+def test_value_ids_are_stable_and_secret():
+    data = dht_value.pack(envelope(b"one"))
+    assert dht_value.value_id(SECRET, data) == dht_value.value_id(SECRET, data)
+    assert dht_value.value_id(SECRET, data) != dht_value.value_id(b"x" * 32, data)
+
+
+@told
+async def test_an_earlier_process_is_replaced(net):
+    """Same token, other value, after a restart: the old value is taken back."""
+    await net.seed()
+    a, b = await net.open("a"), await net.open("b")
+    k, t = key(), token()
+    await a.announce(k, b"old", later(), t)
+    await finds(b, k, [b"old"], 2.0)
+    await a.close()
+    a = await net.open("a")
+    assert await find(b, k) == {b"old"}
+    assert await a.announce(k, b"new", later(), t)
+    await finds(b, k, [b"new"], a.seen_s)
+    await a.close()
+    a = await net.open("a")
+    assert await a.withdraw(k, t)
+    await finds(b, k, [], a.gone_s)
+    same = later()
+    await a.announce(k, b"new", same, t)
+    await finds(b, k, [b"new"], a.seen_s)
+    await a.withdraw(k, t)
+    await finds(b, k, [], a.gone_s)
+    await a.announce(k, b"new", same, t)
+    await finds(b, k, [b"new"], a.seen_s)
+
+
+# -- canary and wire ------------------------------------------------------------------------
+
+
+def test_canary_finds_a_lost_network():
+    canary = dht_canary.Canary(SECRET, b"n" * 8, 1000)
+    claim = dht_canary.pack(b"other" * 8, dht_canary.Claim(b"o" * 8, 5, 6))
+    assert all(canary.other([b"junk"], 2) for _ in range(9)), "too few to tell"
+    assert canary.other([claim, b"junk"], 50)
+    assert [canary.other([], 50) for _ in range(5)] == [True] * 4 + [False]
+    assert canary.lost == 1
+
+
+def test_canary_finds_a_twin():
+    me = dht_canary.Canary(SECRET, b"m" * 8, 1000)
+
+    def said(started, beat, secret=SECRET):
+        return dht_canary.pack(secret, dht_canary.Claim(b"t" * 8, started, beat))
+
+    assert me.own([me.beat(1500), b"junk", said(1, 999)]), "what our last process left"
+    assert me.own([said(1, 1500, b"x" * 32)]), "anybody can claim anything"
+    assert me.twins == 0
+    assert me.own([said(1200, 1500)]) and me.twins == 1, "it started later: it ends"
+    assert not me.own([said(900, 1500)]), "it was first"
+
+
+def test_wire_refuses_what_it_must():
+    async def read(data):
+        reader = asyncio.StreamReader()
+        reader.feed_data(data)
+        reader.feed_eof()
+        return await dht_wire.read(reader)
+
+    message = [1, "put", 7, b"k" * 20, 2**64 - 1, b"data"]
+    packed = dht_wire.pack(message)
+    assert asyncio.run(read(packed)) == message
+    for cut in range(len(packed)):
+        with pytest.raises(EOFError):
+            asyncio.run(read(packed[:cut]))
+    for bad in (b"\xff\xff\xff\xff", b"\0\0\0\1\xff", b"\0\0\0\1\x80", b"\0\0\0\2\x81\x60"):
+        with pytest.raises(dht_wire.WireError):
+            asyncio.run(read(bad))
+    with pytest.raises(dht_wire.WireError):
+        dht_wire.pack([1, bytes(dht_wire.FRAME_MAX)])
+
+
+def test_a_seed_says_why_it_cannot_run(tmp_path):
+    path = tmp_path / "seed.json"
+    cases = [
+        ("[]", "network is missing"),
+        ('{"state": "s", "network": 1, "colour": 2}', "colour"),
+        (json.dumps({"state": str(tmp_path), "network": 1, "seeds": ["x"]}), "host:port"),
+    ]
+    command = [sys.executable, "-m", "gateway.dht_node", "--config", str(path)]
+    for text, why in cases:
+        path.write_text(text)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+        assert done.returncode == 3 and why in done.stderr, (text, done)
+
+
+def test_without_the_engine(monkeypatch, tmp_path):
+    """The module loads; a node says what to install."""
+    from gateway import dht_engine
+
+    monkeypatch.setattr(dht_engine, "opendht", None)
+    settings = dht_settings.settings(tmp_path, 1)
+
+    async def run():
+        dht_engine.Node(settings, bytes(20)).start(0)
+
+    with pytest.raises(dht_settings.Refused, match="pip install") as caught:
+        asyncio.run(run())
+    assert caught.value.reason == "no-engine"
