@@ -81,5 +81,6 @@ except SystemExit as end:
 
 def test_it_carries_the_cddl_and_the_licence(wheel):
     assert (wheel / "edge_agent" / "frame.cddl").is_file()
+    assert (wheel / "gateway" / "pointer.cddl").is_file()
     assert any("LICENSE" in p.name for p in wheel.rglob("LICENSE*"))
     assert not list(wheel.rglob("*.key")) and not (wheel / "tests").exists()
