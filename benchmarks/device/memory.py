@@ -70,6 +70,8 @@ def windows(length, count, every, states):
     """A sensor as fast as records reach custody; marks the heap now and then."""
     from edge_agent.interfaces import Sensor, Window
 
+    samples = array("h", bytes(2 * length))  # one buffer for all, as a driver has it
+
     class Windows(Sensor):
         n = 0
 
@@ -78,7 +80,7 @@ def windows(length, count, every, states):
             ahead = 0 if due else AHEAD
             start = time.ticks_ms()
             while sum(states[0].journal.stats()["pending"]) > ahead:
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.05)
                 if time.ticks_diff(time.ticks_ms(), start) > STUCK_MS:
                     say("stuck", self.n)
                     sys.exit(1)
@@ -88,7 +90,6 @@ def windows(length, count, every, states):
             if self.n == count:
                 return None
             self.n += 1
-            samples = array("h", bytes(2 * length))
             for i in range(length):
                 samples[i] = (i * 7919 + self.n * 104729) % 16384 - 8192
             return Window(samples, (), "")

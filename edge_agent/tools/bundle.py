@@ -31,6 +31,7 @@ from typing import Any
 
 from edge_agent.errors import ConfigError, EdgeError, StoreError
 from edge_agent.tools import romfs
+from edge_agent.tools.shrink import shrink
 from edge_agent.version import __version__
 
 MANIFEST = "bundle.json"
@@ -56,6 +57,22 @@ HOST_ONLY = (
     "edge_agent/tools/",
     "mpy_port/tflite/batch.py",
     "mpy_port/tflite/kernels/host_numpy.py",
+)
+# Modules whose public names anybody's program may use.
+PUBLIC = (
+    "edge_agent.agent",
+    "edge_agent.config",
+    "edge_agent.errors",
+    "edge_agent.interfaces",
+    "mpy_port.tflite.classifier",
+    "mpy_port.tflite.interpreter",
+)
+# What a board is made of, when none is named.
+_PARTS = (
+    "mpy_port.clock",
+    "mpy_port.crypto",
+    "mpy_port.flash_store",
+    "mpy_port.mqtt.client",
 )
 _BOARDS = "mpy_port/boards/"
 _NATMOD = "mpy_port/tflite/natmod/"
@@ -122,10 +139,12 @@ def bundle(
     board: str | None = None,
     image: "str | os.PathLike[str] | None" = None,
     add: "tuple[str | os.PathLike[str], ...]" = (),
+    scripts: "tuple[str | os.PathLike[str], ...] | None" = None,
 ) -> "dict[str, Any]":
     """Write the bundle, and a ROMFS image of it; its manifest. ConfigError, StoreError.
 
     board: a module of mpy_port/boards to take along.  add: files for the top of the tree.
+    scripts: programs that will run with it; when given, the modules are made smaller.
     """
     if arch not in ARCHITECTURES:
         raise ConfigError(
@@ -140,7 +159,12 @@ def bundle(
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=target.name, dir=target.parent) as temporary:
             tree = Path(temporary) / "bundle"
-            for name, source in modules.items():
+            small = Path(temporary) / "sources"
+            texts, names = _texts(modules, scripts, board)
+            for name, text in texts.items():
+                source = small / (name + ".py")
+                source.parent.mkdir(parents=True, exist_ok=True)
+                source.write_text(text)
                 compile_one(compiler, arch, source, tree / "lib" / (name + ".mpy"))
             kernels = native_kernels(arch)
             if kernels is not None:
@@ -159,6 +183,9 @@ def bundle(
                 "files": _hashes(tree),
             }
             (tree / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+            if names:
+                where = target.with_name(target.name + ".names.json")
+                _replace(where, json.dumps(names, indent=0, sort_keys=True).encode())
             if image is not None:
                 _replace(Path(image), romfs.image(tree))
             if target.exists():
@@ -171,6 +198,23 @@ def bundle(
             code=error.errno or 0,
         ) from None
     return manifest
+
+
+def _texts(
+    modules: "dict[str, Path]",
+    scripts: "tuple[str | os.PathLike[str], ...] | None",
+    board: str | None,
+) -> "tuple[dict[str, str], dict[str, str]]":
+    """(source of each module, made smaller when the programs that use them are known; names)."""
+    texts = {name: path.read_text() for name, path in modules.items()}
+    if scripts is None:
+        return texts, {}
+    public = (*PUBLIC, *([f"mpy_port.boards.{board}"] if board else []))
+    dotted = {name.replace("/", "."): text for name, text in texts.items()}
+    roots = [*PUBLIC, f"mpy_port.boards.{board}"] if board else [*PUBLIC, *_PARTS]
+    programs = [Path(path).read_text() for path in scripts]
+    small, names = shrink(dotted, programs, public, roots)
+    return {name.replace(".", "/"): text for name, text in small.items()}, names
 
 
 def compile_one(compiler: str, arch: str, source: Path, target: Path) -> None:

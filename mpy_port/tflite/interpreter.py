@@ -12,7 +12,7 @@ The input's memory is reused while the model runs: write it before every invocat
 
 import struct
 
-from . import kernels, planner
+from . import planner
 from .errors import ModelError
 from .flatbuffer import FLOAT32, UINT8, Graph, Reader
 from .memory import allocate, collect, collect_as_before, collect_often, raw, signed
@@ -22,6 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable
 
+    from .kernels import Tiers
     from .operands import Step
 
 ARENA_LIMIT = 64 << 20  # bytes; a model that wants more is no model for this library
@@ -75,7 +76,9 @@ class Interpreter:
             model, plan = read_files(model, plan)
         self._arena: Any = None
         self._steps: list[Step] = []
-        tiers = kernels.Tiers(tier)
+        from .kernels import Tiers  # only now: the package is found when it is complete
+
+        tiers = Tiers(tier)
         reader = getattr(tiers.first, "Reader", None)
         try:
             if reader is not None:
@@ -98,12 +101,12 @@ class Interpreter:
     def _open(
         self,
         model: "Any",
-        tiers: kernels.Tiers,
+        tiers: "Tiers",
         reader: "type[Reader]",
         plan: "Any",
         arena_limit: int,
     ) -> None:
-        self.tier = kernels.tier_name(tiers.first)
+        self.tier = tiers.name
         self.planned = plan is not None
         self.arena_bytes = 0
         graph = Graph(model, reader)
@@ -114,7 +117,7 @@ class Interpreter:
             )
         self._load(graph, tiers, plan, arena_limit)
 
-    def _load(self, graph: Graph, tiers: kernels.Tiers, plan: "Any", limit: int) -> None:
+    def _load(self, graph: Graph, tiers: "Tiers", plan: "Any", limit: int) -> None:
         layout = planner.layout(graph)
         if plan is None:
             offsets, self.arena_bytes = planner.greedy(layout.blocks)

@@ -14,13 +14,13 @@ ModelError.
 from . import op_values, op_window
 from .errors import ModelError
 from .flatbuffer import Graph, Operator
-from .kernels import Tiers
 from .operands import Call
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable
 
+    from .kernels import Tiers
     from .operands import Step
 
 RESHAPE = 22
@@ -59,7 +59,7 @@ def missing(graph: Graph) -> "list[str]":
 
 
 def prepare(
-    graph: Graph, op: Operator, tiers: Tiers, view: "Callable[[int], Any]"
+    graph: Graph, op: Operator, tiers: "Tiers", view: "Callable[[int], Any]"
 ) -> "Step | None":
     """(name, kernel, arguments) to call at every invocation, None when nothing is to be done.
 

@@ -3,7 +3,6 @@
 Shared by the modules that prepare operators (`op_window`, `op_values`).
 """
 
-from . import kernels
 from .errors import ModelError
 from .flatbuffer import INT8, UINT8, Graph, Operator, Tensor
 from .memory import signed
@@ -19,6 +18,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable
 
+    from .kernels import Tiers
+
     # Kernel name, kernel, arguments.
     Step = tuple[str, Any, tuple[Any, ...]]
 
@@ -30,7 +31,7 @@ class Call:
     """
 
     def __init__(
-        self, graph: Graph, op: Operator, tiers: kernels.Tiers, view: "Callable[[int], Any]"
+        self, graph: Graph, op: Operator, tiers: "Tiers", view: "Callable[[int], Any]"
     ) -> None:
         self.graph = graph
         self.op = op

@@ -79,6 +79,7 @@ class Tiers:
         self._rest = [t for t in TIERS if tier in (None, t[0]) or t[0] == "python"]
         self._found: list[Any] = []
         self.first = self._next()
+        self.name = tier_name(self.first)
 
     def _next(self) -> "Any":
         """Import the best that is left."""
