@@ -37,7 +37,7 @@ from edge_agent.segment import (
 
 FREES_PER_SAVE = 32
 MAX_INDEXES = 4  # segments whose seqs are kept in RAM, 4 bytes a record
-_WRITE = 2048  # bytes handed to the store at a time
+_WRITE = 512  # bytes handed to the store at a time: a heap in pieces still has that much
 _NO_SPACE = (28, 122)  # ENOSPC, EDQUOT
 _NEVER = 0xFFFFFFFF
 NO_GENERATION = 256

@@ -50,7 +50,7 @@ ANNOUNCED = 4  # a durable state names it
 
 MAX_RANGES = 32  # freed ranges kept for one segment
 _NO_RANGES: "list[int]" = []  # shared by all segments without frees, never changed
-_BLOCK = 2048  # bytes read at a time
+_BLOCK = 1024  # bytes read at a time
 _EIO = 5
 _ENOENT = 2
 
@@ -310,6 +310,7 @@ class _Window:
         if at < 0 or at + length > len(self._data):
             want = min(max(length, _BLOCK), self.end - offset)
             self._start = offset
+            self._data = b""  # not both in the heap
             self._data = read_bytes(self._store, self._name, offset, want)
             if len(self._data) < want:
                 self.end = offset + len(self._data)  # the file is shorter than thought

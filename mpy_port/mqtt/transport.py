@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from edge_agent.config import Broker, Tls
 
 _MICROPYTHON = sys.implementation.name == "micropython"
-_READ_BYTES = 1024
+_READ_BYTES = 512
 _POLL_MS = 5
 _TCP, _NODELAY = 6, 1  # MicroPython does not name them everywhere
 
