@@ -19,27 +19,13 @@ import asyncio
 import gc
 import sys
 
-import qemu
+from hil_note import hexed, note, option, outcome_name
 
 from edge_agent.agent import Agent
 from edge_agent.config import Config
 from edge_agent.domain import Domain
-from edge_agent.frame import outcome_id
 from mpy_port.boards.qemu import WindowFile, qemu_board
 from mpy_port.crypto import StockCrypto
-
-
-def option(name, otherwise):
-    text = qemu.option(name)
-    return otherwise if text is None else int(text)
-
-
-def note(*words):
-    qemu.note((" ".join([str(word) for word in words]) + "\n").encode())
-
-
-def hexed(data):
-    return "".join(["%02x" % b for b in data])
 
 
 async def watch_heap(every_ms):
@@ -66,7 +52,7 @@ async def run():
         config,
         domain,
         on_committed=lambda key, seq, frame: note(
-            "c", hexed(agent.journal.journal_id), seq, hexed(outcome_id(frame))
+            "c", hexed(agent.journal.journal_id), seq, outcome_name(frame)
         ),
         on_event=lambda event: note("v", event.name, event.fields),
     )

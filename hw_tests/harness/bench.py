@@ -38,11 +38,16 @@ class Record(NamedTuple):
 
 
 class Ledger:
-    """What a machine noted: see device/hil_job.py. A line cut short by the end is left out."""
+    """What a machine noted: see device/hil_job.py. A line cut short by the end is left out.
+
+    path: a file, or a folder with one for each power-on.
+    """
 
     def __init__(self, path: Path) -> None:
-        text = path.read_bytes().decode("utf-8", "replace") if path.exists() else ""
-        self.lines = text.split("\n")[:-1]
+        pages = sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
+        self.lines: list[str] = []
+        for page in pages:
+            self.lines += page.read_bytes().decode("utf-8", "replace").split("\n")[:-1]
         self.records = [
             Record(words[1], int(words[2]), words[3])
             for words in self.of("c")

@@ -24,6 +24,7 @@ from edge_agent.cpython.signer import HostCrypto
 from edge_agent.domain import Domain
 from edge_agent.tools import romfs
 from edge_agent.tools.bundle import bundle, find_mpy_cross
+from gateway.projection import fingerprint
 from harness.machine import ARCH, BUILT, FIRMWARE, ROMFS_AT, ROOT, Machine, MachineError
 
 CACHE = ROOT / ".cache" / "hil"
@@ -31,7 +32,8 @@ DEVICE = Path(__file__).resolve().parents[1] / "device"
 MODELS = ROOT / "models"
 MODEL, DOMAIN = "watch_mlp_int8.tflite", "watch.domain"
 PERSON, WINDOWS = 4, 48
-MAIN = b"import hil_job\n"
+# main.py of these boards: the knob `job` names another module of device/.
+MAIN = b'import qemu\n__import__(qemu.option("job") or "hil_job")\n'
 
 
 def windows() -> bytes:
@@ -53,6 +55,13 @@ def windows() -> bytes:
     return out
 
 
+def sample() -> bytes:
+    """What device/hil_cuts.py makes its outcomes of: domain id, vector, fingerprint."""
+    domain = Domain.load((MODELS / DOMAIN).read_bytes(), HostCrypto())
+    vector = bytes(range(64))
+    return domain.id + vector + fingerprint(domain.id, vector)
+
+
 def tree(kind: str, out: Path) -> None:
     """What goes into ROMFS: the bundle, and beside it what this device needs."""
     bundle(ARCH[kind], out, board="qemu")
@@ -65,6 +74,7 @@ def tree(kind: str, out: Path) -> None:
     for name in (MODEL, DOMAIN):
         shutil.copy(MODELS / name, out / name)
     (out / "windows.bin").write_bytes(windows())
+    (out / "sample.bin").write_bytes(sample())
 
 
 def mpremote(machine: Machine, *arguments: object) -> str:

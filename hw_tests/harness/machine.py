@@ -7,8 +7,9 @@
     machine.start(options={"cut": 17, "torn": 1}); machine.wait() == CUT
 
 Theory of operation. The machine is a QEMU process. What lasts is in `folder`: flash.img is
-its flash, console.log what it printed, ledger.txt what it noted with `qemu.note`. QEMU appends
-to both at once, so they hold what was said before a SIGKILL, and nobody needs to read along.
+its flash, console.log what it printed, ledger/ what it noted with `qemu.note`, a file for each
+power-on. QEMU writes both at once, so they hold what was said before a SIGKILL, and nobody
+needs to read along.
 The serial line machine.UART(1) is the modem: it goes to a LinkBox.
 
 How a machine ends is in QEMU's exit status: see the constants. `run` plays the power
@@ -64,7 +65,8 @@ class Machine:
         folder.mkdir(parents=True, exist_ok=True)
         self.flash = folder / "flash.img"
         self.console = folder / "console.log"
-        self.ledger = folder / "ledger.txt"
+        self.ledger = folder / "ledger"
+        self.ledger.mkdir(exist_ok=True)
         self._monitor = folder / "qmp"
         self.process: subprocess.Popen[str] | None = None
         self.pty = ""
@@ -108,7 +110,8 @@ class Machine:
     ) -> "list[str]":
         """QEMU's command line. line: port of the LinkBox behind UART(1). net: port of what
         the network card reaches as 10.0.2.100:1883, and nothing else."""
-        words: dict[str, Any] = {"ledger": self.ledger, **(options or {})}
+        page = self.ledger / f"{len(list(self.ledger.iterdir())):05d}.txt"
+        words: dict[str, Any] = {"ledger": page, **(options or {})}
         if self.kind == "m3":
             words["flash"] = self.flash
         args = "".join(f",arg={name}={value}" for name, value in words.items())

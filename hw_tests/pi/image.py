@@ -197,9 +197,9 @@ def apps() -> Path:
             for i in json.loads(report.read_text())["install"]
         }
         wanted = place / "wanted.txt"
-        wanted.write_text("\n".join(b for b in blocks if pinned(b) in chosen) + "\n")
+        ours = f"{wheel} --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}"
+        wanted.write_text("\n".join([ours, *(b for b in blocks if pinned(b) in chosen)]) + "\n")
         _run(*pip, *there_not_here, "--target", site, "--no-deps", "--require-hashes", "-r", wanted)
-        _run(*pip, *there_not_here, "--target", site, "--no-deps", wheel)
         for command in (site / "bin").iterdir():
             text = command.read_bytes()
             if text.startswith(b"#!"):
