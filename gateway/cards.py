@@ -7,6 +7,7 @@ adds it to know; where it comes over an untrusted path, compare `fingerprint`.
 """
 
 import datetime
+import functools
 import re
 from hashlib import sha256
 from pathlib import Path
@@ -48,8 +49,15 @@ class Peer(NamedTuple):
     rules: dict[str, Any]
 
 
-def split_endpoint(text: str) -> tuple[str, int]:
-    """("host", port) of "host:port" or "[v6]:port". ValueError."""
+def split_endpoint(text: object) -> tuple[str, int]:
+    """("host", port) of "host:port" or "[v6]:port". ValueError for anything else."""
+    if not isinstance(text, str):
+        raise ValueError("no text")
+    return _split(text)
+
+
+@functools.lru_cache(maxsize=4096)
+def _split(text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     if not colon or len(text.encode()) > ENDPOINT_MAX or (":" in bare) != (bare != host):
@@ -108,7 +116,7 @@ def read_card(data: bytes) -> Peer:
     if endpoint is not None:
         try:
             split_endpoint(endpoint)
-        except (ValueError, AttributeError):
+        except ValueError:
             raise CardError("bad-field", "endpoint")
     if not isinstance(der, bytes):
         raise CardError("bad-field", "certificate")
@@ -118,7 +126,7 @@ def read_card(data: bytes) -> Peer:
     except ValueError as error:
         raise CardError("bad-certificate", str(error))
     pem = certificate.public_bytes(serialization.Encoding.PEM).decode()
-    return Peer(gateway, name, public, pem, endpoint or "", None, {})
+    return Peer(gateway, name, public, pem, endpoint if isinstance(endpoint, str) else "", None, {})
 
 
 def make_identity(routing: Path, gateway: bytes, key: "Ed25519PrivateKey | None" = None) -> None:

@@ -374,10 +374,11 @@ def _check(fields: dict[str, Any], where: str) -> None:
     seeds = fields.get("seeds")
     want(isinstance(seeds, list) and len(seeds) <= 64, "seeds", 'Write ["host:port", ...]')
     assert isinstance(seeds, list)
-    for value in [*seeds, *([text("endpoint")] if fields.get("endpoint") else [])]:
+    want(isinstance(fields.get("endpoint"), str), "endpoint", 'Write "host:port" or ""')
+    for value in [*seeds, *([fields["endpoint"]] if fields["endpoint"] else [])]:
         try:
             split_endpoint(value)
-        except (ValueError, AttributeError):
+        except ValueError:
             want(False, "seeds" if value in seeds else "endpoint", "Write host:port")
 
 

@@ -107,7 +107,7 @@ class Pointer(NamedTuple):
 
     def key(self, network: Network) -> bytes:
         """Where it belongs, 20 bytes."""
-        return path_key(network.key, self.domain, self.version, self.label, self.path)
+        return _key(network.key, self.domain, self.version, self.label, self.path)
 
     def token(self, network: Network) -> bytes:
         """Names it towards a Route, over all its updates; 16 bytes that tell outsiders nothing."""
@@ -131,9 +131,19 @@ class Claim(NamedTuple):
     key: bytes
 
 
+# Many pointers are read of one key: what depends on the key alone is worked out once.
+_key = functools.lru_cache(maxsize=4096)(path_key)
+
+
+@functools.lru_cache(maxsize=4096)
 def external(network: int, key: bytes) -> bytes:
     """external_aad of signature and seal: binds a pointer to its network and key."""
     return cbor.encode(["qis pointer", 1, network, key])
+
+
+@functools.lru_cache(maxsize=4096)
+def _sealed_aad(network: int, key: bytes) -> bytes:
+    return cose.enc_structure(ENCRYPT0_HEADER, external(network, key))
 
 
 def number_of(path: Path) -> int:
@@ -164,7 +174,8 @@ def seal(pointer: Pointer, network: Network, crypto: Crypto, nonce: "bytes | Non
     data = cbor.encode([body, signature])
     if network.key:
         nonce = os.urandom(NONCE_BYTES) if nonce is None else nonce
-        inner = _cipher(network).encrypt(nonce, data, cose.enc_structure(ENCRYPT0_HEADER, aad))
+        more = _sealed_aad(network.network, pointer.key(network))
+        inner = _cipher(network).encrypt(nonce, data, more)
         data = cbor.encode([nonce, inner])
     if len(data) > POINTER_MAX:
         raise ValueError(f"{len(data)} bytes, at most {POINTER_MAX}")
@@ -193,7 +204,7 @@ def claim(data: bytes, key: bytes, network: Network, codebook: Codebook, now_s: 
         nonce, inner = _two(data)
         if len(nonce) != NONCE_BYTES or len(inner) < _TAG_BYTES:
             raise PointerError("bad-seal", "not sealed")
-        aad = cose.enc_structure(ENCRYPT0_HEADER, external(network.network, key))
+        aad = _sealed_aad(network.network, key)
         try:
             data = _cipher(network).decrypt(nonce, inner, aad)
         except InvalidTag:

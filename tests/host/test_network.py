@@ -161,6 +161,10 @@ def test_bad_cards(pair, tmp_path):
         ({3: 7}, "bad-field"),
         ({5: "nowhere"}, "bad-field"),
         ({5: 7}, "bad-field"),
+        ({5: ["a:1"]}, "bad-field"),
+        ({5: {}}, "bad-field"),
+        ({4: [1]}, "bad-field"),
+        ({1: {}}, "bad-field"),
     ):
         made = b.sign(cbor.encode({**body, **change}), b"qis card", 65012)
         with pytest.raises(CardError) as caught:
@@ -180,7 +184,9 @@ def test_every_field_of_the_file_is_checked_by_name(pair):
     for name, value in (
         ("name", "no spaces"), ("name", 4), ("network", -1), ("network", True), ("key", "00"),
         ("key", "G" * 64), ("sketch", "float"), ("seeds", ["x"]), ("seeds", 5), ("seeds", [5]),
-        ("endpoint", "1.2.3.4:99999"), ("peers", {}), ("extra", 1), ("peers", [{}]),
+        ("seeds", [["a:1"]]), ("seeds", [{}]), ("endpoint", 0),
+        ("endpoint", "1.2.3.4:99999"), ("endpoint", ["a:1"]), ("peers", {}),
+        ("extra", 1), ("peers", [{}]),
         ("peers", [peer, peer]), ("peers", [{**peer, "public": "00" * 32}]),
         ("peers", [{**peer, "revoked_ms": "x"}]), ("peers", [{**peer, "colour": 1}]),
         ("peers", ["x"]), ("peers", [{**peer, "certificate": a.certificate}]),
@@ -192,6 +198,10 @@ def test_every_field_of_the_file_is_checked_by_name(pair):
             a.refresh()
         # What was read before stays in force.
         assert len(a.peers()) == 1 and len(a.key) == 32
+    for name in good:
+        write_private(path, json.dumps({k: v for k, v in good.items() if k != name}))
+        with pytest.raises(ConfigError, match=name):
+            Network.load(a.folder.parent)
     write_private(path, "{")
     with pytest.raises(ConfigError, match="not JSON"):
         Network.load(a.folder.parent)
