@@ -2,6 +2,7 @@
 
     POST /query    {"like": outcome or vector, "domain"?, "label"?, "k"?, "deadline_ms"?,
                     "here_only"?}                                  -> what was found, as JSON
+    POST /similar  {"agent": id, "k"?, "deadline_ms"?}             -> agents elsewhere, as JSON
     GET  /status                                                   -> what it is doing
 
 `like` is an outcome id (32 hex digits) or a vector (128 hex digits, or a list of 64
@@ -21,10 +22,12 @@ from starlette.routing import Route
 
 from edge_agent.domain import Domain
 from edge_agent.errors import ConfigError, EdgeError
+from gateway.answers import Answer, Hit, Question
 from gateway.peers import PeerError
-from gateway.query import DEADLINE_MAX_S, K_MAX, Answer, Hit, Question
+from gateway.query import DEADLINE_MAX_S, K_MAX
 from gateway.routing_status import status as status_of
 from gateway.serve import read_body
+from gateway.similar import similar_agents
 
 if TYPE_CHECKING:
     from gateway.router import Router
@@ -55,6 +58,18 @@ def api_app(router: "Router", token: str) -> Starlette:
         answer = await router.ask(question)
         return JSONResponse(answer_json(router, question, answer))
 
+    async def similar(request: Request) -> JSONResponse:
+        if not allowed(request):
+            return JSONResponse({"error": "no token"}, 401)
+        try:
+            found = await similar_json(router, json.loads(await read_body(request, BODY_MAX)))
+        except (PeerError, ValueError, RecursionError):
+            return JSONResponse({"error": "not JSON"}, 400)
+        except EdgeError as error:
+            refused = {"error": error.what, "where": error.where, "fix": error.fix}
+            return JSONResponse(refused, 400)
+        return JSONResponse(found)
+
     async def status(request: Request) -> JSONResponse:
         if not allowed(request):
             return JSONResponse({"error": "no token"}, 401)
@@ -63,6 +78,7 @@ def api_app(router: "Router", token: str) -> Starlette:
     return Starlette(
         routes=[
             Route("/query", query, methods=["POST"]),
+            Route("/similar", similar, methods=["POST"]),
             Route("/status", status, methods=["GET"]),
         ]
     )
@@ -104,6 +120,40 @@ def question_of(router: "Router", fields: Any) -> Question:
     if not isinstance(here_only, bool):
         raise ConfigError(f"{here_only!r}", "here_only", "Write true or false")
     return Question(domain_id, vector, labels, k, deadline / 1000, without, here_only)
+
+
+async def similar_json(router: "Router", fields: Any) -> dict[str, Any]:
+    """Agents elsewhere that are like one of ours. ConfigError names the field."""
+    if not isinstance(fields, dict):
+        raise ConfigError("not a JSON object", "similar", "It starts with {")
+    name = fields.get("agent")
+    k = _number(fields.get("k", 10), "k", 1, K_MAX)
+    usual = int(router.settings.deadline_s * 1000)
+    deadline = _number(fields.get("deadline_ms", usual), "deadline_ms", 10, 30_000)
+    names = {peer.gateway: peer.name for peer in router.network.peers()}
+    for domain, agents in router.agents.items():
+        for agent, vector in agents.vectors().items():
+            if agent.hex() == name:
+                found, answer = await similar_agents(
+                    router.engine, domain, vector, k, deadline / 1000
+                )
+                return {
+                    "agents": [
+                        {
+                            "agent": one.agent.hex(),
+                            "gateway": one.gateway.hex(),
+                            "origin": names.get(one.gateway, one.gateway.hex()),
+                            "score": round(one.score, 4),
+                        }
+                        for one in found
+                    ],
+                    "missed": answer.missed(),
+                    "lookups": answer.lookups,
+                    "ms": round(answer.seconds * 1000),
+                }
+    raise ConfigError(
+        f"{name!r}", "agent", "Name an agent of this gateway that has sent 32 outcomes or more"
+    )
 
 
 def _hex(text: str) -> bytes:

@@ -112,6 +112,17 @@ def do_query(options: argparse.Namespace) -> int:
     return 0
 
 
+def do_similar(options: argparse.Namespace) -> int:
+    body: dict[str, Any] = {"agent": options.agent, "k": options.k}
+    if options.deadline:
+        body["deadline_ms"] = options.deadline
+    found = call(options.dir, "POST", "/similar", body, 35.0)
+    lines = [f"{one['score']:8.3f}  {one['origin']:16} {one['agent']}" for one in found["agents"]]
+    lines += found["missed"] or ([] if lines else ["no agent elsewhere is known"])
+    print(json.dumps(found, indent=1) if options.json else "\n".join(lines))
+    return 0
+
+
 def _like(text: str) -> Any:
     """An outcome id, a vector in hex, or the name of a file with a vector."""
     path = Path(text)
@@ -169,3 +180,8 @@ def add_routing_commands(commands: "argparse._SubParsersAction[argparse.Argument
     sub.add_argument("--domain", default="", help="name or id, when there are several")
     sub.add_argument("--deadline", type=int, default=0, metavar="MS", help="answer by then")
     sub.add_argument("--here", action="store_true", help="ask no other gateway")
+
+    sub = command("similar", do_similar, "agents elsewhere that have lived through the same")
+    sub.add_argument("agent", help="id of an agent of this gateway")
+    sub.add_argument("-k", type=int, default=10, help="how many (default 10)")
+    sub.add_argument("--deadline", type=int, default=0, metavar="MS", help="answer by then")

@@ -16,13 +16,14 @@ from collections.abc import Callable, Mapping, Sequence
 from edge_agent.domain import Domain
 from edge_agent.errors import EdgeError
 from edge_agent.frame import outcome_id
+from gateway.agents import Agents
 from gateway.announce import Announcer, Candidate
 from gateway.cells import assign
 from gateway.reader import Reader
 from gateway.records import Stored, read_stored
 from gateway.routing_db import Local, RoutingDb
 from gateway.store import Store
-from gateway.watch import Interests
+from gateway.watch import UNSURE_BELOW, Interests
 
 POSITION = "position"
 ROWS = 500
@@ -30,7 +31,7 @@ SWEEP_ROWS = 5000
 
 
 class Feed:
-    """announcers: domain id -> policy, for the domains that have a codebook."""
+    """announcers, agents: domain id -> policy, for the domains that have a codebook."""
 
     def __init__(
         self,
@@ -40,6 +41,7 @@ class Feed:
         domains: Mapping[bytes, Domain],
         readers: Callable[[bytes], Sequence[Reader]],
         announcers: Mapping[bytes, Announcer],
+        agents: Mapping[bytes, Agents],
         interests: "Interests | None",
         now_s: Callable[[], float],
     ) -> None:
@@ -49,6 +51,7 @@ class Feed:
         self._domains = domains
         self._readers = readers
         self._announcers = announcers
+        self._agents = agents
         self._interests = interests
         self._now_s = now_s
         self._last = int(db.meta(POSITION, 0))
@@ -103,7 +106,11 @@ class Feed:
         self._db.add_local([one])
         self.counters["outcomes"] += 1
         self._offer(one, confirmed, bool(outcome.depth or outcome.parents))
-        if self._interests is not None and row > self._noted:
+        new = row > self._noted
+        agents = self._agents.get(record.domain_id)
+        if agents is not None and new and (confirmed or outcome.confidence >= UNSURE_BELOW):
+            agents.note(stored.agent, label, outcome.vector, int(self._now_s()))
+        if self._interests is not None and new:
             made = self._interests.note(
                 stored.agent, record.domain_id, outcome.label, outcome.confidence, outcome.vector
             )

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from edge_agent.errors import EdgeError
+from gateway.answers import Hit
 from gateway.peers import Desk, PeerError, Request, Rules
-from gateway.query import Hit
 from gateway.records import Stored, read_stored
 from gateway.routing_db import Local, RoutingDb
 from gateway.similarity import Measure

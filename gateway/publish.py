@@ -19,10 +19,11 @@ from typing import Any, Protocol
 
 from edge_agent.errors import EdgeError
 from edge_agent.interfaces import Crypto
+from gateway.agents import AgentAction
 from gateway.announce import WITHDRAW, Action
 from gateway.cells import Path, assign, path_key, settle
 from gateway.network import Network
-from gateway.pointer import MARKER, OUTCOME, Pointer, seal
+from gateway.pointer import AGENT, MARKER, OUTCOME, Pointer, seal
 from gateway.query import SPLITS_S
 from gateway.reader import Reader
 from gateway.routes import Found
@@ -91,45 +92,74 @@ class Publisher:
                     raise result
 
     async def _perform(self, domain: bytes, action: Action) -> None:
-        stood = [row for row in self._db.announced_at(action.entry.id) if row.kind == OUTCOME]
+        entry = action.entry
+        local = self._db.local(entry.id)
+        rows = self._db.announced_at(entry.id)
         placed: set[bytes] = set()
-        if action.what != WITHDRAW:
+        if action.what != WITHDRAW and local is not None:
+            since = min((row.since_s for row in rows if row.kind == OUTCOME), default=entry.since_s)
             for reader in list(self._readers(domain))[:2]:
-                row = await self._place(reader, action, stood)
-                if row is not None:
-                    placed.add(row.key)
-        for row in stood:
-            if row.key not in placed:
-                await self._take_back(row, action.epoch)
+                book = reader.codebook
+                pointer = Pointer(
+                    OUTCOME, book.domain_id, book.version, entry.label, (), self._network.gateway,
+                    entry.id, action.epoch, action.expires_s, book.kind,
+                    book.sketcher.encode(local.vector), entry.flags, entry.confidence,
+                    self._endpoint(),
+                )  # fmt: skip
+                placed |= await self._place(reader, pointer, rows, since, entry.merged, entry.row)
+        await self._clear(rows, placed, action.epoch)
         self.counters[action.what] += 1
 
+    async def perform_agents(self, domain: bytes, actions: Iterable[AgentAction]) -> None:
+        """The same for fingerprints of agents, under the newest codebook."""
+        for action in actions:
+            readers = self._readers(domain)
+            rows = self._db.announced_at(action.agent)
+            placed: set[bytes] = set()
+            if action.what != WITHDRAW and readers:
+                book = readers[0].codebook
+                pointer = Pointer(
+                    AGENT, book.domain_id, book.version, None, (), self._network.gateway,
+                    action.agent, action.epoch, action.expires_s, book.kind,
+                    book.sketcher.encode(action.vector), 0, 0, self._endpoint(),
+                )  # fmt: skip
+                placed = await self._place(readers[0], pointer, rows, action.epoch, 0, None)
+            await self._clear(rows, placed, action.epoch)
+            self.counters["agent " + action.what] += 1
+
     async def _place(
-        self, reader: Reader, action: Action, stood: Sequence[Announced]
-    ) -> Announced | None:
-        entry, book = action.entry, reader.codebook
-        local = self._db.local(entry.id)
-        if local is None:
-            self.counters["gone"] += 1
-            return None
-        sketch = book.sketcher.encode(local.vector)
-        full = assign(book, book.sketcher.decode(sketch))[0]
-        path = await self._settle(reader, entry.label, full, entry.id)
+        self,
+        reader: Reader,
+        pointer: Pointer,
+        rows: Sequence[Announced],
+        since_s: int,
+        merged: int,
+        outcome: int | None,
+    ) -> set[bytes]:
+        """Find the cell and announce; the key it stands under, if any."""
+        book = reader.codebook
+        full = assign(book, book.sketcher.decode(pointer.sketch))[0]
+        path = await self._settle(reader, pointer.label, full, pointer.id)
         if path is None:
             self.counters["no room"] += 1
-            return None
-        pointer = Pointer(
-            OUTCOME, book.domain_id, book.version, entry.label, path, self._network.gateway,
-            entry.id, action.epoch, action.expires_s, book.kind, sketch, entry.flags,
-            entry.confidence, self._endpoint(),
-        )  # fmt: skip
-        newest = max(
-            (row.epoch for row in stood if row.key == pointer.key(self._network)), default=0
-        )
+            return set()
+        pointer = pointer._replace(path=path)
+        key = pointer.key(self._network)
+        # Also above a tombstone of its own that still stands there.
+        newest = max((row.epoch for row in rows if row.key == key), default=0)
         pointer = pointer._replace(epoch=max(pointer.epoch, newest + 1))
-        since = min((row.since_s for row in stood), default=entry.since_s)
-        return await self._announce(pointer, since, entry.merged, local.outcome)
+        await self._announce(pointer, since_s, merged, outcome)
+        return {key}
 
-    async def _settle(self, reader: Reader, label: int, full: Path, id_: bytes) -> Path | None:
+    async def _clear(self, rows: Sequence[Announced], placed: set[bytes], epoch: int) -> None:
+        """Take back what stands in other places."""
+        for row in rows:
+            if row.key not in placed and row.kind in (OUTCOME, AGENT):
+                await self._take_back(row, epoch)
+
+    async def _settle(
+        self, reader: Reader, label: int | None, full: Path, id_: bytes
+    ) -> Path | None:
         """The cell with room for a pointer; puts the markers that are missing above it."""
         book = reader.codebook
         now = int(self._now_s())
@@ -172,7 +202,7 @@ class Publisher:
         below = {
             (row.domain, row.version, row.label, row.path[:n])
             for row in rows
-            if row.kind == OUTCOME
+            if row.kind in (OUTCOME, AGENT)
             for n in range(1, len(row.path))
         }
         for row in rows:

@@ -23,19 +23,20 @@ The engine does no I/O of its own: lookups and fetches are handed in (`Sources`)
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from edge_agent.errors import RemoteError
+from gateway.answers import Answer, Hit, Label, Question, hit_of, label_of
 from gateway.cells import BUDGET, LABELS_MOST, Path, Probe, path_key, share_budget
 from gateway.network import Network
 from gateway.pointer import Claim, Pointer
 from gateway.reader import Reader
 from gateway.routes import Found
 from gateway.similarity import Measure, rank
-from gateway.voucher import Facts, Voucher
+from gateway.voucher import Voucher
 
 ROUNDS = 3
 FETCH_PER_LABEL = 32  # outcomes followed for each label, when k is 10
@@ -45,67 +46,6 @@ DEADLINE_MAX_S = 30.0
 SPLITS_S = 3600  # a marker that was seen is believed for so long
 # Of the time there is, lookups get this much: what they find must still be fetched.
 LOOKUP_SHARE = 0.55
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """labels: (label, weight) with the likeliest first; weights 1..255 share the budget.
-    k: hits wanted for each label.  without: outcome ids that are no answer."""
-
-    domain: bytes
-    vector: bytes
-    labels: tuple[tuple[int, int], ...]
-    k: int = 10
-    deadline_s: float = 2.0
-    without: frozenset[bytes] = frozenset()
-    here_only: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """One outcome found. label: as judged, where it was judged.  score: of the domain's
-    similarity, more is nearer.  voucher: its proof, b"" for one's own."""
-
-    gateway: bytes
-    outcome: bytes
-    label: int
-    vector: bytes
-    confidence: int | None
-    result: int | None
-    facts: Facts
-    score: float
-    voucher: bytes
-    local: bool
-
-
-@dataclass(slots=True)
-class Answer:
-    """hits: label -> nearest first. The rest says what it cost and what is missing."""
-
-    hits: dict[int, list[Hit]] = field(default_factory=dict)
-    lookups: int = 0
-    unanswered: int = 0  # of these
-    messages: int = 0
-    pointers: int = 0
-    origins: dict[bytes, str] = field(default_factory=dict)  # asked -> "" or why no answer
-    fetched: int = 0
-    rejected: Counter[str] = field(default_factory=Counter)
-    seconds: float = 0.0
-
-    @property
-    def silent(self) -> int:
-        return sum(bool(reason) for reason in self.origins.values())
-
-    def missed(self) -> list[str]:
-        """What a reader of the answer should know about its gaps, in words."""
-        words = []
-        if self.silent:
-            words.append(f"{self.silent} of {len(self.origins)} origins did not answer")
-        if self.unanswered:
-            words.append(f"{self.unanswered} of {self.lookups} lookups were not answered")
-        if self.rejected:
-            words.append(f"{sum(self.rejected.values())} values were not believed")
-        return words
 
 
 class Sources(Protocol):
@@ -130,7 +70,9 @@ class Splits(Protocol):
 
 
 @dataclass(slots=True)
-class _Candidate:
+class Candidate:
+    """A pointer before its signature was checked."""
+
     claim: Claim
     reader: Reader
     decoded: bytes
@@ -176,7 +118,7 @@ class Engine:
         if not question.here_only:
             end = started + question.deadline_s
             until = started + question.deadline_s * LOOKUP_SHARE
-            candidates = await self._probe(question, labels, until, answer)
+            candidates = await self.probe(question, labels, until, answer)
             chosen = self._choose(question, candidates, measure, answer)
             for hit in await self._fetch(question, chosen, end, answer):
                 hits[hit.label].append(hit)
@@ -189,19 +131,21 @@ class Engine:
 
     # -- probing ----------------------------------------------------------------------
 
-    async def _probe(
+    async def probe(
         self,
         question: Question,
-        labels: Sequence[tuple[int, int]],
+        labels: Sequence[tuple[Label, int]],
         until: float,
         answer: Answer,
-    ) -> dict[int, dict[tuple[bytes, bytes], _Candidate]]:
-        """label -> (gateway, outcome) -> what a pointer claims."""
+    ) -> "dict[Label, dict[tuple[bytes, bytes], Candidate]]":
+        """label -> (gateway, outcome) -> what a pointer claims. Label None: agents.
+
+        until: of the loop's clock."""
         loop = asyncio.get_running_loop()
-        found: dict[int, dict[tuple[bytes, bytes], _Candidate]] = {lab: {} for lab, _ in labels}
+        found: dict[Label, dict[tuple[bytes, bytes], Candidate]] = {lab: {} for lab, _ in labels}
         probes = self._probes(question, labels)
         for turn in range(ROUNDS):
-            keys: dict[bytes, tuple[Reader, int, Probe, Path]] = {}
+            keys: dict[bytes, tuple[Reader, Label, Probe, Path]] = {}
             for reader, label, probe in probes:
                 left = probe.budget - probe.used
                 for path in probe.take(left if turn == ROUNDS - 1 else -(-left // 2)):
@@ -231,12 +175,12 @@ class Engine:
                     one = claim.pointer
                     if one.gateway != self.network.gateway and one.id not in question.without:
                         name = (one.gateway, one.id)
-                        found[label].setdefault(name, _Candidate(claim, reader, b""))
+                        found[label].setdefault(name, Candidate(claim, reader, b""))
         return found
 
     def _probes(
-        self, question: Question, labels: Sequence[tuple[int, int]]
-    ) -> list[tuple[Reader, int, Probe]]:
+        self, question: Question, labels: Sequence[tuple[Label, int]]
+    ) -> "list[tuple[Reader, Label, Probe]]":
         readers = list(self.readers(question.domain))[:2]
         if not readers:
             return []
@@ -260,7 +204,7 @@ class Engine:
     def _choose(
         self,
         question: Question,
-        candidates: dict[int, dict[tuple[bytes, bytes], _Candidate]],
+        candidates: dict[Label, dict[tuple[bytes, bytes], Candidate]],
         measure: str | Measure,
         answer: Answer,
     ) -> list[tuple[Pointer, Reader]]:
@@ -358,7 +302,7 @@ class Engine:
             hit = hits[i]
             if hit.outcome not in seen:
                 seen.add(hit.outcome)
-                ranked.append(_scored(hit, float(scores[i])))
+                ranked.append(replace(hit, score=float(scores[i])))
         return ranked
 
 
@@ -377,53 +321,5 @@ def broken_promise(voucher: Voucher, pointer: Pointer, reader: Reader) -> str:
     return ""
 
 
-def label_of(voucher: Voucher) -> int:
-    """The label as judged, else as the device had it."""
-    judged = voucher.facts.judged
-    if judged is not None and judged[1] is not None:
-        return judged[1]
-    return int(voucher.record.outcome.label)
-
-
-def hit_of(voucher: Voucher) -> Hit:
-    outcome = voucher.record.outcome
-    judged = voucher.facts.judged
-    result = judged[0] if judged is not None and judged[0] is not None else outcome.result
-    return Hit(
-        voucher.gateway, voucher.facts.outcome, label_of(voucher), outcome.vector,
-        outcome.confidence, result, voucher.facts, 0.0, voucher.raw, False,
-    )  # fmt: skip
-
-
-def _scored(hit: Hit, score: float) -> Hit:
-    return Hit(
-        hit.gateway, hit.outcome, hit.label, hit.vector, hit.confidence, hit.result,
-        hit.facts, score, hit.voucher, hit.local,
-    )  # fmt: skip
-
-
 def _table(vectors: Iterable[bytes]) -> "Any":
     return np.frombuffer(b"".join(vectors), np.int8).reshape(-1, 64)
-
-
-def likely_labels(
-    own: Sequence[tuple[int, int]], votes: Sequence[Hit], known: dict[int, int], labels: int
-) -> tuple[tuple[int, int], ...]:
-    """Up to four labels to ask about when nobody named one.
-
-    own: (label, confidence) the device said.  votes: local neighbours of any label.
-    known: label -> outcomes held here.  labels: how many the domain has.  Places that are
-    left go to the labels least known here: what one has never seen is what others can tell.
-    """
-    weights: dict[int, int] = {}
-    for label, confidence in own:
-        weights[label] = max(weights.get(label, 0), 64 + confidence // 2)
-    for place, hit in enumerate(votes[:16]):
-        weights[hit.label] = min(255, weights.get(hit.label, 0) + 24 - place)
-    ranked = sorted(weights.items(), key=lambda pair: (-pair[1], pair[0]))[:LABELS_MOST]
-    chosen = dict(ranked)
-    for label in sorted(range(labels), key=lambda lab: (known.get(lab, 0), lab)):
-        if len(chosen) >= LABELS_MOST:
-            break
-        chosen.setdefault(label, 32)
-    return tuple(chosen.items())

@@ -31,7 +31,9 @@ from typing import Any
 from edge_agent.cpython.signer import HostCrypto
 from edge_agent.errors import ConfigError, RemoteError, StoreError
 from edge_agent.version import __version__
+from gateway.agents import Agents
 from gateway.announce import Announcer, Settings, restored
+from gateway.answers import Answer, Hit, Question, likely_labels
 from gateway.api import api_app
 from gateway.ask import Asker
 from gateway.cells import assign
@@ -46,7 +48,7 @@ from gateway.origin import Origin
 from gateway.peers import FETCH, PING, Desk, PeerError, Request
 from gateway.pointer import OUTCOME
 from gateway.publish import Publisher
-from gateway.query import Answer, Engine, Hit, Question, likely_labels
+from gateway.query import Engine
 from gateway.routes import Found
 from gateway.routes.http import far, near
 from gateway.routeset import RouteSet
@@ -81,12 +83,15 @@ class Router:
         self.domains = Domains(self.config.domains)
         self.store = Store(self.config.database, now_ms=int(time.time() * 1000))
         self.db = RoutingDb(self.settings.database)
-        registry = Registry(self.store, load_master(self.config.master), self.config.gateway)
+        self.registry = registry = Registry(
+            self.store, load_master(self.config.master), self.config.gateway
+        )
         gateway, seed = self.network.gateway, self.network.seed
         self.books = Codebooks(
             self.settings.codebooks, self.domains, self.network, self.db, self._lifetime_s
         )
         self.announcers: dict[bytes, Announcer] = {}
+        self.agents: dict[bytes, Agents] = {}
         self.directory = Directory()
         self.asker = Asker(self.network)
         self.desk = Desk(
@@ -110,7 +115,7 @@ class Router:
         )  # fmt: skip
         self.feed = Feed(
             self.store, self.db, registry.secret, self.domains, self.books.readers,
-            self.announcers, self.interests, time.time,
+            self.announcers, self.agents, self.interests, time.time,
         )  # fmt: skip
         self.publisher = Publisher(
             self.network, self.crypto, self.routes, self.books.readers, self.db, time.time,
@@ -234,7 +239,24 @@ class Router:
                 continue
             actions = announcer.due(now, 64)
             await self.publisher.perform(domain, actions)
+            await self._publish_agents(domain, now)
             self._due[domain] = now if len(actions) == 64 else announcer.next_due(now)
+
+    def settled(self, domain: bytes) -> bool:
+        """Whether all that came is read, and all that may go out now has gone out."""
+        read = self.feed.last >= self.store.last_outcome()
+        return read and self._due.get(domain, 0) > time.time()
+
+    async def _publish_agents(self, domain: bytes, now: int) -> None:
+        agents = self.agents.get(domain)
+        if agents is None:
+            return
+        for agent in list(agents.vectors()):
+            if self.registry.refusal(agent):
+                agents.forget(agent)
+                self.db.drop_agent(agent)
+        await self.publisher.perform_agents(domain, agents.due(now))
+        self.db.save_agents(domain, agents.dirty())
 
     async def _housekeeping(self) -> None:
         told = 0.0
@@ -272,7 +294,7 @@ class Router:
                 settings = Settings(**{"lifetime_s": self._lifetime_s, **self.settings.announce})
             except (TypeError, ValueError) as error:
                 raise ConfigError(str(error), "routing.announce", "See gateway/announce.py")
-            announcer = Announcer(settings, self._function(domain.id))
+            announcer = Announcer(settings, self.measure(domain.id))
             book = self.books.readers(domain.id)[0].codebook
             self.feed.reindex(domain.id)
             entries = []
@@ -283,6 +305,9 @@ class Router:
                     entries.append(restored(row, decoded, path))
             announcer.restore(entries, self.db.label_counts(domain.id), now)
             self.announcers[domain.id] = announcer
+            if self.settings.agents:
+                self.agents[domain.id] = Agents(book, self._lifetime_s)
+                self.agents[domain.id].restore(self.db.agents(domain.id))
 
     # -- sources of the engine ----------------------------------------------------------
 
@@ -321,10 +346,8 @@ class Router:
     async def _ask(self, gateway: bytes, op: str, body: Any, deadline_s: float) -> Any:
         return await self.asker.ask(self._peer(gateway), op, body, deadline_s)
 
-    def measure(self, domain: bytes) -> "str | Measure":
-        return self._function(domain)
-
-    def _function(self, domain: bytes) -> Measure:
+    def measure(self, domain: bytes) -> Measure:
+        """How alike two vectors of a domain are."""
         known = self.domains.get(domain)
         return measure(known.similarity if known else "cosine", known)
 
@@ -372,4 +395,6 @@ class Router:
 
 def serve(folder: "Path | str") -> None:
     """`edge-gateway route`."""
+    for name in ("httpx", "httpcore"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     asyncio.run(Router(folder).run())

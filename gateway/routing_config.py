@@ -14,6 +14,7 @@
       "lifetime_s": 21600,      of a pointer; renewed at half of it
       "deadline_ms": 2000,      of a query that names none
       "watch": true, "watch_near": 50,     least similarity (cosine, percent) to be told of
+      "agents": true,           announce what each device knows, as one vector (gateway.agents)
       "announce": {...},        caps, see gateway.announce
       "rules": {...}            for every peer, see gateway.peers.Rules; the entry of a peer
     }                           in network.json says what differs for it
@@ -43,6 +44,7 @@ DEFAULTS: dict[str, Any] = {
     "deadline_ms": 2000,
     "watch": True,
     "watch_near": 50,
+    "agents": True,
     "announce": {},
     "rules": {},
 }
@@ -73,6 +75,7 @@ class RoutingConfig:
         self.deadline_s = self._number(fields, "deadline_ms", 50, 30_000) / 1000
         self.watch_near = self._number(fields, "watch_near", -100, 100) / 100
         self.watch = self._flag(fields, "watch")
+        self.agents = self._flag(fields, "agents")
         self.directory = self._flag(fields, "directory")
         self.announce = self._section(fields, "announce")
         self.rules = self._section(fields, "rules")

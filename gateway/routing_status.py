@@ -48,6 +48,7 @@ def status(router: "Router") -> dict[str, Any]:
                 "codebooks": [r.codebook.version for r in router.books.readers(domain)],
                 "standing": len(announcer.standing),
                 "waiting": announcer.waiting,
+                "settled": router.settled(domain),
                 "policy": dict(announcer.counts),
             }
             for domain, announcer in router.announcers.items()

@@ -103,7 +103,7 @@ class Listener:
             ws="none",
             lifespan="off",
             log_config=None,
-            log_level="warning",
+            log_level="critical",  # it calls a connection that is slow to close an error
             access_log=False,
             server_header=False,
             proxy_headers=False,

@@ -27,10 +27,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from edge_agent.errors import RemoteError
+from gateway.answers import label_of
 from gateway.cells import Path, Probe, path_key
 from gateway.network import Network
 from gateway.pointer import Pointer
-from gateway.query import FETCH_AT_ONCE, SPLITS_S, broken_promise, label_of
+from gateway.query import FETCH_AT_ONCE, SPLITS_S, broken_promise
 from gateway.reader import Reader
 from gateway.routes import Callback
 from gateway.routing_db import Interest, RoutingDb
