@@ -26,6 +26,7 @@ not pile up; an owner whose files vanish before their time writes them again.
 """
 
 import asyncio
+import errno
 import os
 import stat
 import time
@@ -110,7 +111,8 @@ class FolderRoute(LocalRoute):
     def _prepare(self) -> None:
         """The owner's directory, without what a killed writer left half done."""
         if not self.folder.is_dir():
-            raise FileNotFoundError(str(self.folder))
+            reason = NotADirectoryError if self.folder.exists() else FileNotFoundError
+            raise reason(errno.ENOTDIR, "no folder", str(self.folder))
         tmp = self.mine / TMP
         tmp.mkdir(parents=True, exist_ok=True)
         for entry in os.scandir(tmp):
@@ -219,6 +221,8 @@ class FolderRoute(LocalRoute):
         for name in names:
             data = self._read(directory / name)
             gather.messages += 1
+            if data is None:
+                continue
             entry = decode(data)
             if entry is None:
                 gather.count("damaged")
@@ -245,10 +249,12 @@ class FolderRoute(LocalRoute):
         return names
 
     @staticmethod
-    def _read(path: Path) -> bytes:
-        """b"" for what is no regular file, or went meanwhile."""
+    def _read(path: Path) -> bytes | None:
+        """b"" for what is no regular file, None for what went meanwhile."""
         try:
             fd = os.open(path, _NOFOLLOW)
+        except FileNotFoundError:
+            return None
         except OSError:
             return b""
         try:
@@ -348,7 +354,8 @@ class FolderRoute(LocalRoute):
             if look is None or (old is not None and old[0] == look):
                 continue
             self.messages["watch"] += 1
-            entry = decode(self._read(directory / name))
+            data = self._read(directory / name)
+            entry = decode(data) if data is not None else None
             if entry is None:
                 self._count("damaged")
                 different |= seen.files.pop(name, None) is not None

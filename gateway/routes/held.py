@@ -18,13 +18,12 @@ _WITHDRAWAL_S = 86400
 
 
 class Slot:
-    __slots__ = ("busy", "expires_s", "hidden", "value", "version")
+    __slots__ = ("expires_s", "hidden", "value", "version")
 
     def __init__(self) -> None:
         self.value: bytes | None = None
         self.expires_s = 0
         self.version = 0  # grows with each wish
-        self.busy = False  # a delivery is under way
         self.hidden: dict[bytes, int] = {}
 
 
@@ -96,7 +95,7 @@ class Held:
                 continue
             if slot.value is not None:
                 self.drop(name, now_s)
-            elif not slot.busy:
+            else:
                 del self.slots[name]
                 self.due.pop(name, None)
                 of_key = self._keys[name[0]]

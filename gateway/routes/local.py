@@ -77,7 +77,7 @@ class LocalRoute(Route):
         self._watches = Watches(self.counters)
         self._opened = self._closed = False
         self._task: asyncio.Task[None] | None = None
-        self._deliveries: set[asyncio.Task[bool]] = set()
+        self._deliveries: dict[Name, asyncio.Task[bool]] = {}
         self._wake = asyncio.Event()
         self._was_up = False
         self._pause, self._try_at = BACKOFF_S[0], 0.0
@@ -187,7 +187,7 @@ class LocalRoute(Route):
         if self._closed:
             return
         self._closed = True
-        tasks = [*self._deliveries, *([self._task] if self._task else [])]
+        tasks = [*self._deliveries.values(), *([self._task] if self._task else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -303,49 +303,38 @@ class LocalRoute(Route):
         return False
 
     async def _deliver_soon(self, name: Name) -> bool:
-        """Deliver now, in a task of its own, so that a caller who gives up stops nothing."""
+        """Deliver now; a caller who gives up stops nothing."""
         if not self.up:
             self._wake.set()
             return False
-        task = asyncio.create_task(self._deliver(name))
-        self._deliveries.add(task)
-        task.add_done_callback(self._deliveries.discard)
-        return await asyncio.shield(task)
+        return await asyncio.shield(self._delivery(name))
+
+    def _delivery(self, name: Name) -> "asyncio.Task[bool]":
+        """The task that delivers this slot; one at a time, it takes newer wishes along."""
+        task = self._deliveries.get(name)
+        if task is None or task.done():
+            task = self._deliveries[name] = asyncio.create_task(self._deliver(name))
+            task.add_done_callback(lambda done: self._delivered(name, done))
+        return task
+
+    def _delivered(self, name: Name, task: "asyncio.Task[bool]") -> None:
+        if self._deliveries.get(name) is task:
+            del self._deliveries[name]
 
     async def _deliver(self, name: Name) -> bool:
-        """Bring the wish of one slot to the medium, once."""
-        slot = self._held.slots.get(name)
-        if slot is None:
-            return True
-        if slot.busy:
-            return await self._delivered_by_other(name)
-        slot.busy = True
-        try:
-            while name in self._held.due:
-                version, value = slot.version, slot.value
-                if value is None:
-                    taken = await self._try("withdraw", self._drop(*name))
-                else:
-                    put = self._put(*name, value, slot.expires_s)
-                    taken = await self._try("announce", put)
-                if not taken:
-                    return False
-                self._held.delivered(name, version, self.clock())
-            return True
-        finally:
-            slot.busy = False
-
-    async def _delivered_by_other(self, name: Name) -> bool:
-        """Another task delivers this slot; it will take the newest wish as well."""
-        end = time.monotonic() + VERB_S
-        while time.monotonic() < end:
-            slot = self._held.slots.get(name)
-            if slot is None or name not in self._held.due:
-                return True
-            if not slot.busy:
+        """Bring the wish of one slot to the medium, and again when it changed meanwhile."""
+        while name in self._held.due:
+            slot = self._held.slots[name]
+            version = slot.version
+            if slot.value is None:
+                taken = await self._try("withdraw", self._drop(*name))
+            else:
+                put = self._put(*name, slot.value, slot.expires_s)
+                taken = await self._try("announce", put)
+            if not taken:
                 return False
-            await asyncio.sleep(0.01)
-        return False
+            self._held.delivered(name, version, self.clock())
+        return True
 
     async def _keep(self) -> None:
         """Expiry, deliveries that are due, and now and then what the medium has lost."""
@@ -400,7 +389,7 @@ class LocalRoute(Route):
         """True when a turn's share was taken. Stops at the first refusal."""
         names = list(itertools.islice(self._held.due, SHARE))
         for at in range(0, len(names), PARALLEL):
-            some = [self._deliver(name) for name in names[at : at + PARALLEL]]
+            some = [self._delivery(name) for name in names[at : at + PARALLEL]]
             if not all(await asyncio.gather(*some)):
                 return False
         return True

@@ -112,3 +112,9 @@ class Book:
 
     def lasts_until(self, page: int) -> int:
         return max((expires_s for _, expires_s in self.pages[page].values()), default=0)
+
+
+def access_rules(root: str = "qis/1") -> str:
+    """Lines for mosquitto's acl_file. User names are the owners' ids in hex."""
+    lines = [f"pattern write {root}/route/+/%u/{page}" for page in range(PAGES)]
+    return "\n".join([f"pattern read {root}/route/+/+/+", *lines]) + "\n"

@@ -40,23 +40,21 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from gateway.routes import KEY_SIZE, OWNER_SIZE, RouteError
 from gateway.routes.gather import Gather
 from gateway.routes.local import VERB_S, Away, LocalRoute
-from gateway.routes.pages import PAGES, Book, Items, decode, encode
+from gateway.routes.pages import PAGES, Book, Items, access_rules, decode, encode
+
+__all__ = ["PubsubRoute", "access_rules"]
 
 log = logging.getLogger("edge_gateway.routes")
 
 KEEPALIVE_S = 4
 _ROUND = 64  # keys of one SUBSCRIBE
+_BURST = 512  # pages asked for at a time; brokers drop beyond a queue of, often, 1,000
+_NODELAY = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 _SOURCES = 4096  # pages of one watched key
 _REFUSED = {"Not authorized", "Bad user name or password", "Banned", "Client identifier not valid"}
 
 Source = tuple[bytes, int]  # owner, page
 Taker = Callable[[Source, Items], None]
-
-
-def access_rules(root: str = "qis/1") -> str:
-    """Lines for mosquitto's acl_file. User names are the owners' ids in hex."""
-    lines = [f"pattern write {root}/route/+/%u/{page}" for page in range(PAGES)]
-    return "\n".join([f"pattern read {root}/route/+/+/+", *lines]) + "\n"
 
 
 class PubsubRoute(LocalRoute):
@@ -124,7 +122,8 @@ class PubsubRoute(LocalRoute):
 
         client.on_connect = lambda c, d, flags, reason, props: later(self._on_connect, reason)
         client.on_disconnect = lambda c, d, flags, reason, props: later(self._on_disconnect)
-        client.on_socket_open = lambda c, d, sock: _at_once(sock)
+        # Two small packets in a row must not wait 40 ms for an acknowledgement of TCP.
+        client.on_socket_open = lambda c, d, s: s.setsockopt(*_NODELAY)  # type: ignore
         client.on_message = lambda c, d, m: later(self._arrived, m.topic, bytes(m.payload))
         client.on_publish = lambda c, d, mid, reason, props: answered("publish", mid, reason)
         client.on_subscribe = lambda c, d, mid, reasons, props: answered("subscribe", mid, reasons)
@@ -187,9 +186,8 @@ class PubsubRoute(LocalRoute):
             future.set_result(bad)
 
     def _answer(self, kind: str, result: tuple[Any, int | None]) -> "asyncio.Future[str]":
-        """The broker's answer to a packet just sent: "", or why it refused.
-
-        Registered before anything is awaited: the answer is already on its way."""
+        """The broker's answer to a packet just sent: "", or why it refused. Registered
+        before anything is awaited: the answer is already on its way."""
         code, mid = result
         if code != paho.MQTT_ERR_SUCCESS or mid is None:
             raise Away(paho.error_string(code))
@@ -271,8 +269,9 @@ class PubsubRoute(LocalRoute):
     async def _fetch(self, gather: Gather) -> None:
         if not self.up:
             raise Away("not connected")
-        for at in range(0, len(gather.keys), _ROUND):
-            keys = gather.keys[at : at + _ROUND]
+        step = max(1, min(_ROUND, _BURST // max(1, len(self._owners))))
+        for at in range(0, len(gather.keys), step):
+            keys = gather.keys[at : at + step]
             # What is watched is here already; the fence proves that the broker still is.
             ready = self._ready.intersection(keys)
             asked = {key: self._filter(key) for key in keys if key not in ready}
@@ -390,11 +389,6 @@ class PubsubRoute(LocalRoute):
 
     def _more_status(self) -> dict[str, Any]:
         return {"peers": len(self._owners - {self.owner}), "broker": "%s:%d" % self._address}
-
-
-def _at_once(sock: Any) -> None:
-    """Two small packets in a row must not wait 40 ms for an acknowledgement of TCP."""
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _taker(gather: Gather, key: bytes) -> Taker:

@@ -35,6 +35,9 @@ import pytest
 from gateway.routes import Route
 
 _serial = itertools.count(1)
+# Machines that run tests are busy with other things: what must happen is waited for this
+# many times longer than promised. Where the promise itself is tested, the median counts.
+PATIENCE = 4
 
 
 class Member:
@@ -197,7 +200,8 @@ async def until(condition, seconds, every=0.03):
     """Wait for an async condition; the seconds that it took."""
     started = time.monotonic()
     while not (last := await condition()):
-        assert time.monotonic() - started < seconds, f"not within {seconds} s: {last}"
+        waited = time.monotonic() - started
+        assert waited < PATIENCE * seconds, f"not within {waited:.1f} s: {last}"
         await asyncio.sleep(every)
     return time.monotonic() - started
 
@@ -212,20 +216,21 @@ async def finds(member, key, values, seconds):
     wanted, found = set(values), set()
     started = time.monotonic()
     while (found := await find(member, key)) != wanted:
-        assert time.monotonic() - started < seconds, (
-            f"after {seconds} s: missing {wanted - found}, too many {found - wanted}"
+        waited = time.monotonic() - started
+        assert waited < PATIENCE * seconds, (
+            f"after {waited:.1f} s: missing {wanted - found}, too many {found - wanted}"
         )
         await asyncio.sleep(0.03)
     return time.monotonic() - started
 
 
-def story(members):
-    """A test told once for every medium, with this many members at its beginning.
+def story(members, kinds=None):
+    """A test told once for every medium (or those named), with this many members at first.
 
     The function takes (medium, *members)."""
 
     def wrap(tell):
-        @pytest.mark.parametrize("kind", MEDIA)
+        @pytest.mark.parametrize("kind", kinds or MEDIA)
         def test(kind, ground, tmp_path):
             medium_class = media_class(kind)
             if tell.__name__ in medium_class.without:
