@@ -34,6 +34,7 @@ from gateway.codebook import (
     DIRECTIONS,
     RADIUS_MAX,
     Codebook,
+    CodebookError,
     Ints,
     directions,
     make_codebook,
@@ -74,10 +75,11 @@ def train(
         raise ConfigError(
             f"{len(vectors)} vectors", "vectors", f"At least {max(LEAST, k1)}; 5,000 are good"
         )
-    rng = np.random.default_rng(seed)
-    sample = vectors
-    if len(vectors) > SAMPLE:
-        sample = vectors[np.sort(rng.choice(len(vectors), SAMPLE, replace=False))]
+    crypto = HostCrypto()
+    proof = b"qis codebook owner"
+    if not crypto.verify(domain.owner, crypto.sign(private_key, proof), proof):
+        raise CodebookError("wrong-owner", "the key is not that of the domain's owner")
+    sample = _sample(vectors, seed)
     step, offset = settings(domain.id, sample, kind)
     sketcher = Sketcher(kind, domain.id, _steps(step), offset)
     decoded = sketcher.decode_many(sketcher.encode_many(vectors))
@@ -87,7 +89,7 @@ def train(
     with _one_thread():
         first, second = tree(placed, k1, k2, seed)
     return make_codebook(
-        HostCrypto(),
+        crypto,
         private_key,
         domain,
         version,
@@ -148,10 +150,7 @@ def radius_of(decoded: Int8) -> int:
 
 def tree(placed: Int8, k1: int, k2: int, seed: int) -> "tuple[Int8, Int8]":
     """(k1, 64) and (k1, k2, 64) centroids in the order of the tree."""
-    rng = np.random.default_rng(seed)
-    sample = placed
-    if len(placed) > SAMPLE:
-        sample = placed[np.sort(rng.choice(len(placed), SAMPLE, replace=False))]
+    sample = _sample(placed, seed)
     first = _cluster(sample, k1, seed)
     first = first[order(first, np.bincount(squared_nearest(sample, first), minlength=k1))]
     where = squared_nearest(placed, first)
@@ -256,6 +255,13 @@ def _one_thread() -> Any:
     import threadpoolctl  # comes with scikit-learn
 
     return threadpoolctl.threadpool_limits(1)
+
+
+def _sample(rows: Int8, seed: int) -> Int8:
+    if len(rows) <= SAMPLE:
+        return rows
+    chosen = np.random.default_rng(seed).choice(len(rows), SAMPLE, replace=False)
+    return rows[np.sort(chosen)]
 
 
 def _steps(step: "int | bytes") -> "int | list[int]":
@@ -384,6 +390,6 @@ def add_domain_commands(commands: Any) -> None:
     text = "verify a domain file, or a codebook against its domain"
     sub = inner.add_parser("show", help=text, description=text)
     sub.add_argument("domain", type=Path, help="domain file")
-    sub.add_argument("codebook", type=Path, nargs="?", help="codebook file")
+    sub.add_argument("--codebook", type=Path, metavar="FILE", help="show this one of the domain")
     sub.add_argument("--json", action="store_true", help="print JSON")
     sub.set_defaults(do=do_show)
