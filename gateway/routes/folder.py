@@ -27,14 +27,15 @@ not pile up; an owner whose files vanish before their time writes them again.
 
 import asyncio
 import errno
+import itertools
 import os
 import stat
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gateway.routes import OWNER_SIZE, PER_OWNER, TOKEN_SIZE, RouteError
+from gateway.routes import KEY_SIZE, OWNER_SIZE, PER_OWNER, TOKEN_SIZE, RouteError
 from gateway.routes.file import FILE_MAX, decode, encode, is_hex
 from gateway.routes.gather import Gather
 from gateway.routes.held import Name
@@ -48,7 +49,7 @@ _FRESH_S = 3.0
 _OWNERS, _STRANGERS = 4096, 64  # owner directories looked at; unknown ones of these
 _ENTRIES = 1024  # files of one owner under one key looked at
 _DEAD_S = 86400
-_CHECKED = 250
+_CHECKED, _BURIED = 250, 20  # own files, and others' directories, looked at per check
 _NOFOLLOW = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 # What a file looked like: inode, size, time of change. A new look means read again.
@@ -87,6 +88,7 @@ class FolderRoute(LocalRoute):
         self._seen: dict[tuple[str, bytes], _Seen] = {}
         self._serial = 0
         self._unchecked: list[Name] = []
+        self._graves = self._all_directories()
         self._owners: list[str] = []
 
     # -- verbs ------------------------------------------------------------------------
@@ -175,6 +177,7 @@ class FolderRoute(LocalRoute):
         if not self._unchecked:
             self._unchecked = [n for n, slot in self._held.slots.items() if slot.value is not None]
         some, self._unchecked = self._unchecked[:_CHECKED], self._unchecked[_CHECKED:]
+        await self._in_thread("sweep", self._bury_some)
         return await self._in_thread("write", self._absent, some)
 
     def _absent(self, names: list[Name]) -> list[Name]:
@@ -265,6 +268,26 @@ class FolderRoute(LocalRoute):
             return b""
         finally:
             os.close(fd)
+
+    def _bury_some(self) -> None:
+        """A few directories of everybody's, on and on: what expired a day ago goes."""
+        try:
+            for directory in itertools.islice(self._graves, _BURIED):
+                for name in self._list_key(directory):
+                    entry = decode(self._read(directory / name) or b"")
+                    if entry is not None and entry[1] + _DEAD_S < self.clock():
+                        self._bury(directory / name)
+                        self._count("buried")
+        except OSError:
+            self._graves = self._all_directories()  # the generator has ended
+
+    def _all_directories(self) -> Iterator[Path]:
+        while True:
+            for owner in self._list_owners():
+                for entry in itertools.islice(os.scandir(self.folder / owner), 10 * _ENTRIES):
+                    if is_hex(entry.name, KEY_SIZE):
+                        yield self.folder / owner / entry.name
+            yield self.folder  # so that an empty folder ends the turn
 
     def _bury(self, path: Path) -> None:
         try:

@@ -133,8 +133,8 @@ class LocalRoute(Route):
         if up != self.up:
             self.up = up
             self._count("up" if up else "down")
-            log.log(logging.INFO if up else logging.WARNING, "route %s: %s", self.name,
-                    "up" if up else "away")  # fmt: skip
+            level = logging.INFO if up or self._closed else logging.WARNING
+            log.log(level, "route %s: %s", self.name, "up" if up else "away")
             self._wake.set()
 
     def _reassert(self, names: "list[Name] | None" = None) -> None:

@@ -40,6 +40,7 @@ log = logging.getLogger("edge_gateway.routes")
 BEAT_S, _SILENCE_S = 1.0, 3.5
 _GRACE_S = 1.0
 _DEAD_S = 86400
+_THOROUGH = 30  # every so many looks for lost rows compares each
 _CHANNEL = "qis_route"
 _LOCK = 0x716973  # of those who make the tables at the same time
 
@@ -108,6 +109,7 @@ class PostgresRoute(LocalRoute):
         self._background: set[asyncio.Task[Any]] = set()
         self._beat_at = 0.0
         self._peers = 0
+        self._checks = 0
         self._dirty: set[bytes] = set()
         self._news = asyncio.Event()
 
@@ -237,11 +239,14 @@ class PostgresRoute(LocalRoute):
             gather.done(key)
 
     async def _lost(self) -> Iterable[Name]:
+        """A look at their number every time; now and then at each, and at the dead."""
+        self._checks += 1
         held = [name for name, slot in self._held.slots.items() if slot.value is not None]
         self._spent("announce", 1)
         ((count,),) = await self._run("write", _COUNT, (self.owner,))
-        if count >= len(held):
+        if count >= len(held) and self._checks % _THOROUGH:
             return ()
+        await self._run("write", _SWEEP, (_DEAD_S,))
         rows = set(await self._run("write", _OWN, (self.owner,)))
         return [name for name in held if name not in rows]
 
@@ -324,7 +329,7 @@ async def _rows(
 
     try:
         cursor = await line.execute(statement.encode(), values, binary=True)
-        return await cursor.fetchall()
+        return await cursor.fetchall() if cursor.description else []
     except (psycopg.Error, OSError) as error:
         log.debug("postgres: %s", error)
         return None

@@ -19,6 +19,7 @@ Not for network file systems: SQLite's locks are not safe there. Use `folder` or
 import asyncio
 import os
 import sqlite3
+import sys
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +34,7 @@ _LOCK_S = 2.0
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _CHANGES = 4096  # entries of the change list kept
 _DEAD_S = 86400
+_THOROUGH = 30  # every so many looks for lost rows compares each
 _PART = 4096  # keys and known owners of one statement
 
 SCHEMA = (
@@ -116,6 +118,7 @@ class SqliteRoute(LocalRoute):
         self._polling = asyncio.Event()
         self._version = self._last = -1
         self._again: set[bytes] = set()
+        self._checks = 0
         self._peers = 0
 
     async def _use(self, pool: str, work: "Callable[..., T]", *arguments: Any) -> T:
@@ -231,11 +234,15 @@ class SqliteRoute(LocalRoute):
 
     async def _lost(self) -> Iterable[Name]:
         held = [name for name, slot in self._held.slots.items() if slot.value is not None]
-        rows = await self._use("read", self._own, len(held))
+        self._checks += 1
+        thorough = self._checks % _THOROUGH == 0
+        if thorough:
+            await self._use("write", self._sweep)
+        rows = await self._use("read", self._own, len(held) if not thorough else sys.maxsize)
         return [name for name in held if name not in rows] if rows is not None else []
 
     def _own(self, db: sqlite3.Connection, expected: int) -> set[Name] | None:
-        """Names of the own rows; None when there are as many as expected."""
+        """Names of the own rows; None when there are as many as expected, or more."""
         (count,) = db.execute(
             "SELECT count(*) FROM pointers WHERE owner = ?", (self.owner,)
         ).fetchone()

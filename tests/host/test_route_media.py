@@ -147,6 +147,14 @@ async def test_the_dead_are_buried_the_absent_are_not(medium, a):
     absent.write_bytes(file.encode(b"absent", later(-3600)))
     assert await find(a, k) == set()
     assert not dead.exists() and absent.exists()
+    dead.parent.mkdir(exist_ok=True)
+    dead.write_bytes(file.encode(b"dead, and nobody asks for its key", later(-2 * 86400)))
+
+    async def buried():
+        return not dead.exists()
+
+    await until(buried, 2 * a.route.check_s + 1)
+    assert absent.exists() and a.status()["up"]
 
 
 def test_a_folder_that_cannot_be_one_is_refused(tmp_path):
