@@ -18,6 +18,7 @@ from gateway.broker import users
 from gateway.config import GatewayConfig
 from gateway.files import write_private
 from gateway.keys import Registry
+from gateway.routes.pages import owner_rules
 
 ITERATIONS = 101  # mosquitto's own; these passwords are 128 random bits, not words
 DOWN = ("ack", "box", "cfg", "ota")
@@ -70,6 +71,7 @@ def acl(config: GatewayConfig) -> str:
     lines = [f"user {config.user}"]
     lines += [f"topic read {root}/+/up", f"topic read {root}/+/state"]
     lines += [f"topic write {root}/+/{name}" for name in DOWN]
+    lines += owner_rules(root, config.gateway)
     lines += ["", "# every device, by its own name"]
     lines += [f"pattern write {root}/%u/up", f"pattern write {root}/%u/state"]
     lines += [f"pattern read {root}/%u/{name}" for name in DOWN]

@@ -118,3 +118,9 @@ def access_rules(root: str = "qis/1") -> str:
     """Lines for mosquitto's acl_file. User names are the owners' ids in hex."""
     lines = [f"pattern write {root}/route/+/%u/{page}" for page in range(PAGES)]
     return "\n".join([f"pattern read {root}/route/+/+/+", *lines]) + "\n"
+
+
+def owner_rules(root: str, owner: bytes) -> list[str]:
+    """The same for one user, to stand below its `user` line."""
+    topics = [f"{root}/route/+/{owner.hex()}/{page}" for page in range(PAGES)]
+    return [f"topic read {root}/route/+/+/+", *(f"topic write {topic}" for topic in topics)]

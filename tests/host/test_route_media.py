@@ -13,12 +13,13 @@ import paho.mqtt.client as paho
 import psycopg
 import pytest
 from brokers import Mosquitto, free_port
-from gateway_kit import ROOT
+from gateway_kit import ROOT, broker_running, make_gateway
 from paho.mqtt.enums import CallbackAPIVersion
 from route_job import KEY, SIZE
 from route_kit import find, finds, ground, key, later, story, token, until
 from route_media import EVIL
 
+from gateway.config import GatewayConfig
 from gateway.routes import PER_OWNER, RouteError, file, pages
 from gateway.routes.folder import FolderRoute
 from gateway.routes.postgres import ACCESS_RULES, PostgresRoute
@@ -376,6 +377,29 @@ async def test_a_full_key_of_largest_values(medium, a, b, c):
     for member, mine in values.items():
         assert all(await asyncio.gather(*(member.announce(k, v, later(), token()) for v in mine)))
     await finds(c, k, values[a] + values[b], 2.0)
+
+
+def test_the_broker_of_a_gateway_lets_it_announce(tmp_path):
+    """With the files that `edge-gateway init` writes: its own name, and no other."""
+    port = free_port()
+    make_gateway(tmp_path / "gw", port)
+    config = GatewayConfig(tmp_path / "gw")
+
+    async def tell():
+        for owner, taken in ((config.gateway, True), (A, False)):
+            route = PubsubRoute(
+                owner, "127.0.0.1", port, user=config.user, password=config.password
+            )
+            k = key()
+            await route.open()
+            try:
+                assert await route.announce(k, b"value", later(), token()) is taken
+                assert route.status()["counters"].get("refused", 0) == (0 if taken else 1)
+            finally:
+                await route.close()
+
+    with broker_running("mosquitto", tmp_path / "gw", port):
+        asyncio.run(tell())
 
 
 def test_a_broker_with_its_default_queue_gives_everything(tmp_path):
