@@ -11,6 +11,7 @@ from edge_agent.errors import ConfigError, StoreError
 from gateway import network
 from gateway.cards import CARD_MAX, Peer, fingerprint, split_endpoint
 from gateway.network import SKETCHES, Network
+from gateway.peers import Rules
 
 
 def _say(options: argparse.Namespace, found: dict[str, Any], text: str) -> int:
@@ -110,6 +111,40 @@ def do_revoke(options: argparse.Namespace) -> int:
     return _say(options, {"gateway": peer.gateway.hex(), "revoked": True}, text)
 
 
+def do_rules(options: argparse.Namespace) -> int:
+    here = Network.load(options.dir)
+    peer = here.find(options.peer)
+    rules = dict(peer.rules)
+    for text in options.change:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"{text!r} is no NAME=VALUE", "rules", "Write for example group=3")
+        rules.pop(name, None)
+        if name in ("ops", "domains") and value:
+            rules[name] = value.split(",")
+        elif value:
+            rules[name] = int(value) if value.isdecimal() else value
+    in_force = Rules.parse(rules, f"rules of {peer.name}")
+    if options.change:
+        here.set_rules(peer, rules)
+    found = {
+        "gateway": peer.gateway.hex(),
+        "ops": list(in_force.ops),
+        "domains": None if in_force.domains is None else [d.hex() for d in in_force.domains],
+        "per_minute": in_force.per_minute,
+        "burst": in_force.burst,
+        "group": in_force.group,
+        "noise": in_force.noise,
+    }
+    lines = [f"{peer.name} may:"]
+    for name, value in found.items():
+        if name != "gateway":
+            shown = ", ".join(value) if isinstance(value, list) else value
+            note = "" if name in rules else "  (default)"
+            lines.append(f"  {name:11} {'every' if value is None else shown}{note}")
+    return _say(options, found, "\n".join(lines))
+
+
 def do_show(options: argparse.Namespace) -> int:
     here = Network.load(options.dir)
     found = _summary(here)
@@ -199,5 +234,12 @@ def add_network_commands(commands: "argparse._SubParsersAction[argparse.Argument
 
     sub = command("revoke", do_revoke, "believe a peer no more")
     sub.add_argument("peer", metavar="PEER", help="name or gateway id")
+
+    sub = command("rules", do_rules, "show or change what a peer may ask of this gateway")
+    sub.add_argument("peer", metavar="PEER", help="name or gateway id")
+    sub.add_argument(
+        "change", nargs="*", metavar="NAME=VALUE",
+        help="ops, domains (with commas), per_minute, burst, group, noise; NAME= for the default",
+    )  # fmt: skip
 
     command("show", do_show, "the network and its peers")

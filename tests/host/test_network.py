@@ -335,6 +335,19 @@ def test_commands(tmp_path, capsys):
     said += [text, command(capsys, "-C", homes[0], "network", "show")[1]]
     # Both owners can compare what was read out to them.
     assert found["peers"][0]["fingerprint"] in said[-1]
+    rules = ("-C", homes[1], "network", "rules", "a")
+    assert json.loads(command(capsys, *rules, "--json")[1])["group"] == 1
+    said.append(command(capsys, *rules, "group=3", "noise=4", "ops=fetch,ping")[1])
+    assert Network.load(homes[1]).find("a").rules == {
+        "group": 3, "noise": 4, "ops": ["fetch", "ping"],
+    }  # fmt: skip
+    command(capsys, *rules, "noise=", "ops=")
+    assert json.loads(command(capsys, *rules, "--json")[1])["noise"] == 0
+    assert Network.load(homes[1]).find("a").rules == {"group": 3}
+    for wrong in ("group=0", "group", "colour=1", "ops=steal", "domains=xy", "noise=-1"):
+        with pytest.raises(ConfigError):
+            command(capsys, *rules, wrong)
+    assert Network.load(homes[1]).find("a").rules == {"group": 3}
     said.append(command(capsys, "-C", homes[1], "network", "revoke", "a")[1])
     assert Network.load(homes[1]).revoked(here.gateway)
     for secret in (here.key.hex(), here.seed.hex()):
