@@ -65,6 +65,10 @@ class Feed:
         """The row of gateway.db that was read last."""
         return self._last
 
+    def rewind(self) -> None:
+        """Read again what no policy remembers: what waited when policies were made anew."""
+        self._last = min(self._last, int(self._db.meta(POSITION, 0)))
+
     def step(self, limit: int = ROWS) -> int:
         """Take in what is new, at most `limit` rows; how many there were."""
         rows = self._store.arrivals(self._last, limit)

@@ -57,6 +57,14 @@ class PeerError(RemoteError):
     """A request or an answer that is not believed; `reason` is one of those above."""
 
 
+class Refused(PeerError):
+    """A request of a known peer that is genuine and not granted; its refusal is signed."""
+
+    def __init__(self, reason: str, detail: str, request: "Request") -> None:
+        super().__init__(reason, detail)
+        self.request = request
+
+
 class Identity(Protocol):
     """Who signs: network.Network is one."""
 
@@ -290,13 +298,17 @@ class Desk:
             visitor = self._visitors[sender] = _Visitor(rules.burst, now_s)
         if nonce in visitor.nonces:
             raise PeerError("replayed")
+        request = Request(sender, op, content.get(6), nonce, sha256(data).digest(), rules)
         if not rules.allow(op):
-            raise PeerError("not-allowed", op[:20])
-        self._take(visitor, rules, COST[op], now_s)
+            raise Refused("not-allowed", op[:20], request)
+        try:
+            self._take(visitor, rules, COST[op], now_s)
+        except PeerError as error:
+            raise Refused(error.reason, op, request)
         if len(visitor.nonces) > 8 * (rules.burst + rules.per_minute):
             visitor.nonces = {n: end for n, end in visitor.nonces.items() if end > now_s}
         visitor.nonces[nonce] = expires
-        return Request(sender, op, content.get(6), nonce, sha256(data).digest(), rules)
+        return request
 
     def _rules(self, peer: PeerLike) -> Rules:
         return Rules.parse({**self._defaults, **peer.rules}, f"rules of {peer.gateway.hex()}")

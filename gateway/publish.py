@@ -81,15 +81,23 @@ class Publisher:
 
     async def perform(self, domain: bytes, actions: Iterable[Action]) -> None:
         """Carry out what the policy of one domain asked for."""
-        todo = list(actions)
+        by_id: dict[bytes, list[Action]] = {}
+        for action in actions:
+            by_id.setdefault(action.entry.id, []).append(action)
+        todo = list(by_id.values())
         for at in range(0, len(todo), AT_ONCE):
-            some = [self._perform(domain, action) for action in todo[at : at + AT_ONCE]]
+            some = [self._in_order(domain, one) for one in todo[at : at + AT_ONCE]]
             for result in await asyncio.gather(*some, return_exceptions=True):
                 if isinstance(result, EdgeError):
                     self.counters["errors"] += 1
                     log.warning("not announced: %s", result)
                 elif isinstance(result, BaseException):
                     raise result
+
+    async def _in_order(self, domain: bytes, actions: Sequence[Action]) -> None:
+        """A corrected outcome is withdrawn and announced again: not at the same time."""
+        for action in actions:
+            await self._perform(domain, action)
 
     async def _perform(self, domain: bytes, action: Action) -> None:
         entry = action.entry

@@ -31,12 +31,9 @@ from typing import Any
 from edge_agent.cpython.signer import HostCrypto
 from edge_agent.errors import ConfigError, RemoteError, StoreError
 from edge_agent.version import __version__
-from gateway.agents import Agents
-from gateway.announce import Announcer, Settings, restored
 from gateway.answers import Answer, Hit, Question, likely_labels
 from gateway.api import api_app
 from gateway.ask import Asker
-from gateway.cells import assign
 from gateway.codebooks import Codebooks
 from gateway.config import Domains, GatewayConfig
 from gateway.directory import Directory
@@ -46,7 +43,7 @@ from gateway.keys import Registry, load_master
 from gateway.network import Network, join_endpoint
 from gateway.origin import Origin
 from gateway.peers import FETCH, PING, Desk, PeerError, Request
-from gateway.pointer import OUTCOME
+from gateway.policies import Policies
 from gateway.publish import Publisher
 from gateway.query import Engine
 from gateway.routes import Found
@@ -90,8 +87,11 @@ class Router:
         self.books = Codebooks(
             self.settings.codebooks, self.domains, self.network, self.db, self._lifetime_s
         )
-        self.announcers: dict[bytes, Announcer] = {}
-        self.agents: dict[bytes, Agents] = {}
+        self.policies = Policies(
+            self.db, self.books.readers, self.measure, self._lifetime_s,
+            self.settings.announce, self.settings.agents,
+        )  # fmt: skip
+        self.announcers, self.agents = self.policies.announcers, self.policies.agents
         self.directory = Directory()
         self.asker = Asker(self.network)
         self.desk = Desk(
@@ -284,30 +284,14 @@ class Router:
             log.error("%s; going on with what was read before", error)
 
     def _domains_changed(self) -> None:
-        """An announcer for each domain that has a codebook."""
+        """Policies for what has a codebook, new ones for a newer codebook."""
         self.books.refresh()
-        now = int(time.time())
-        for domain in self.domains.values():
-            if domain.id in self.announcers or not self.books.readers(domain.id):
-                continue
-            try:
-                settings = Settings(**{"lifetime_s": self._lifetime_s, **self.settings.announce})
-            except (TypeError, ValueError) as error:
-                raise ConfigError(str(error), "routing.announce", "See gateway/announce.py")
-            announcer = Announcer(settings, self.measure(domain.id))
-            book = self.books.readers(domain.id)[0].codebook
-            self.feed.reindex(domain.id)
-            entries = []
-            for row in self.db.announced(now):
-                if (row.kind, row.domain, row.version) == (OUTCOME, domain.id, book.version):
-                    decoded = book.sketcher.decode(row.sketch)
-                    path = assign(book, decoded)[0][: book.levels1 + book.levels2]
-                    entries.append(restored(row, decoded, path))
-            announcer.restore(entries, self.db.label_counts(domain.id), now)
-            self.announcers[domain.id] = announcer
-            if self.settings.agents:
-                self.agents[domain.id] = Agents(book, self._lifetime_s)
-                self.agents[domain.id].restore(self.db.agents(domain.id))
+        moved = self.db.meta("endpoint", "") != self._endpoint()
+        self.db.set_meta("endpoint", self._endpoint())
+        for domain in self.policies.refresh(self.domains, int(time.time()), moved):
+            self.feed.reindex(domain)
+            self.feed.rewind()
+            self._due.pop(domain, None)
 
     # -- sources of the engine ----------------------------------------------------------
 

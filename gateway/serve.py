@@ -30,7 +30,7 @@ from starlette.routing import Route as Path_
 from edge_agent.cpython.signer import HostCrypto
 from edge_agent.errors import StoreError
 from gateway.ask import PATH
-from gateway.peers import REQUEST_MAX, Desk, Identity, PeerError, Request, answer
+from gateway.peers import REQUEST_MAX, Desk, Identity, PeerError, Refused, Request, answer
 
 log = logging.getLogger("gateway.serve")
 
@@ -171,6 +171,9 @@ def peer_app(
             return Response(status_code=400)
         try:
             request = desk.open(data, now_s())
+        except Refused as error:
+            audit(error.request.sender, error.request.op, error.reason)
+            return signed(error.request, error.reason, None)
         except PeerError as error:
             audit(None, "", error.reason)
             return _refusal(error)
@@ -190,6 +193,9 @@ def peer_app(
             log.exception("%s of %s", request.op, request.sender.hex())
             status = desk.refuse(PeerError("internal")).reason
         audit(request.sender, request.op, status)
+        return signed(request, status, body)
+
+    def signed(request: Request, status: str, body: Any) -> Response:
         sealed = answer(crypto, identity, request, status, body, int(now_s()))
         return Response(sealed, media_type="application/cose")
 

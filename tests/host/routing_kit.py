@@ -1,8 +1,10 @@
 """Whole gateways with routing: folders, networks, codebooks, outcomes, routers."""
 
+import asyncio
 import contextlib
 import json
 import os
+import socket
 import time
 
 import numpy as np
@@ -10,7 +12,7 @@ from codebook_kit import CRYPTO, OWNER, PUBLIC, SPACE, clustered, codebook_file,
 from gateway_kit import Device, gateway, opened
 
 from edge_agent import frame as wire
-from edge_agent.domain import make_domain
+from edge_agent.domain import Domain, make_domain
 from edge_agent.outcome import Outcome
 from gateway import network
 from gateway.custody import Custody
@@ -18,8 +20,13 @@ from gateway.projection import fingerprint
 from gateway.router import Router
 
 KEY = bytes(range(100, 132))
-DOMAIN = domain()
-LABELS = DOMAIN.labels
+LABELS = domain().labels
+# The same domain, a version on: with names for results, so that feedback is possible.
+DOMAIN_FILE = make_domain(
+    CRYPTO, OWNER, PUBLIC, domain().name, 2, SPACE, list(LABELS), ["unsure"], ["stop"],
+    ["confirmed", "corrected"],
+)  # fmt: skip
+DOMAIN = Domain.load(DOMAIN_FILE, CRYPTO)
 
 
 def near(vector, seed=0, spread=2.0):
@@ -41,9 +48,7 @@ class Site:
         self.folder = folder / name
         file = folder / "routing.domain"
         if not file.exists():
-            file.write_bytes(
-                make_domain(CRYPTO, OWNER, PUBLIC, DOMAIN.name, 1, SPACE, list(LABELS))
-            )
+            file.write_bytes(DOMAIN_FILE)
         gateway("init", self.folder, "--domain", file, "--port", 1)
         path = self.folder / "gateway.json"
         fields = json.loads(path.read_text())
@@ -93,6 +98,7 @@ class Site:
             plan = custody.judge([(me.topic(), frame) for frame in frames], now)
             custody.commit(plan)
             custody.answers(plan)
+            assert store.rejected_counts() == {}
         return [wire.outcome_id(frame) for frame in frames]
 
     # -- its router, in this process ----------------------------------------------------
@@ -123,8 +129,13 @@ class World:
                     one.network.add(other.network.card(other.name))
 
     async def __aenter__(self):
-        for site in self.sites:
-            await site.start()
+        # A directory that is not there yet is tried again, but later.
+        await self.sites[0].start()
+        for site in self.sites[1:]:
+            peer = site.network.peer(self.sites[0].gateway)
+            card = self.sites[0].network.card(peer.name, f"127.0.0.1:{self.sites[0].router.port}")
+            site.network.add(card)
+        await asyncio.gather(*(site.start() for site in self.sites[1:]))
         return self.sites
 
     async def __aexit__(self, *_):
@@ -137,3 +148,34 @@ def shared_folder(tmp_path):
     share = tmp_path / "share"
     share.mkdir(exist_ok=True)
     return lambda name, number: {"routes": [{"kind": "folder", "path": str(share)}]}
+
+
+def http_directory(tmp_path):
+    """The first site keeps the pointers of all."""
+
+    def routing(name, number):
+        keeper = "self" if number == 0 else "north"
+        return {"directory": number == 0, "routes": [{"kind": "http", "directories": [keeper]}]}
+
+    return routing
+
+
+def dht(tmp_path):
+    """A node beside each site; each knows all of them."""
+    ports = [free_udp_port() for _ in range(3)]
+
+    def routing(name, number):
+        seeds = [f"127.0.0.1:{port}" for i, port in enumerate(ports) if i != number]
+        route = {"kind": "dht", "host": "127.0.0.1", "port": ports[number], "seeds": seeds}
+        return {"routes": [route]}
+
+    return routing
+
+
+def free_udp_port():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+ROUTES = {"folder": shared_folder, "http": http_directory}
