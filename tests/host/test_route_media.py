@@ -218,17 +218,19 @@ def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path):
 
 @story(members=2, kinds=["sqlite"])
 async def test_a_blocked_writer_delays_no_lookup(medium, a, b):
-    k = key()
+    k, old = key(), token()
     await a.announce(k, b"before", later(), token())
+    await a.announce(k, b"old", later(), old)
     blocker = sqlite3.connect(medium.share / "route.db", isolation_level=None)
     blocker.execute("BEGIN IMMEDIATE")
     waiting = asyncio.create_task(a.announce(k, b"blocked", later(), token()))
+    dropping = asyncio.create_task(a.withdraw(k, old))
     await asyncio.sleep(0.1)
     started = time.monotonic()
     assert await find(a, k) == {b"before", b"blocked"}
-    assert await find(b, k) == {b"before"}
+    assert await find(b, k) == {b"before", b"old"}, "withdrawn, but not yet there"
     assert time.monotonic() - started < 1.5, "a writer waits 2 s"
-    assert await waiting is False
+    assert await waiting is False and await dropping is False
     blocker.execute("COMMIT")
     blocker.close()
     await finds(b, k, [b"before", b"blocked"], 3.0)
