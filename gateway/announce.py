@@ -304,6 +304,11 @@ class Announcer:
         self._changed.pop(entry.id, None)
         self._leaving.append((entry, reason))
 
+    def again(self, now_s: int) -> None:
+        """Everything that stands is due for renewal: the network's key has changed."""
+        for entry in self._standing.values():
+            entry.renew_s = min(entry.renew_s, now_s)
+
     # -- what goes out -----------------------------------------------------------------
 
     def due(self, now_s: int, limit: int = 256) -> list[Action]:

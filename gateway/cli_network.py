@@ -107,8 +107,25 @@ def do_revoke(options: argparse.Namespace) -> int:
     here.revoke(peer, int(time.time() * 1000))
     text = f"{peer.name} is revoked: nothing it signs is believed here any more"
     if here.key:
-        text += "\nit still has the network key: to shut it out, make a network with a new one"
+        text += "\nit can still read pointers: to end that, run `edge-gateway network rekey`"
     return _say(options, {"gateway": peer.gateway.hex(), "revoked": True}, text)
+
+
+def do_rekey(options: argparse.Namespace) -> int:
+    here = Network.load(options.dir)
+    if options.join is not None:
+        here.rekey(network.shared_key(options.join, here.name))
+        text = f"{here.name} has the key of {options.join}"
+    else:
+        key = os.urandom(32)
+        here.share(options.out, key)
+        here.rekey(key)
+        text = (
+            f"{here.name} has a new key. Carry {options.out} to every member that stays:\n"
+            f"edge-gateway network rekey --join {options.out.name}"
+        )
+    found = {"network": here.name, "file": str(options.join or options.out)}
+    return _say(options, found, text + "\nuntil all have it, the two halves do not find each other")
 
 
 def do_rules(options: argparse.Namespace) -> int:
@@ -234,6 +251,11 @@ def add_network_commands(commands: "argparse._SubParsersAction[argparse.Argument
 
     sub = command("revoke", do_revoke, "believe a peer no more")
     sub.add_argument("peer", metavar="PEER", help="name or gateway id")
+
+    sub = command("rekey", do_rekey, "a new network key, which shuts revoked members out")
+    way = sub.add_mutually_exclusive_group(required=True)
+    way.add_argument("--out", type=Path, metavar="FILE", help="make a key, and this for the others")
+    way.add_argument("--join", type=Path, metavar="FILE", help="take the key that another made")
 
     sub = command("rules", do_rules, "show or change what a peer may ask of this gateway")
     sub.add_argument("peer", metavar="PEER", help="name or gateway id")

@@ -221,12 +221,26 @@ class Network:
         with self._changing() as fields:
             fields["endpoint"] = endpoint
 
-    def share(self, path: Path) -> None:
-        """Write what a new member needs, the network key included, to a file of mode 0600."""
+    def rekey(self, key: bytes) -> None:
+        """Put another network key in force; members who do not get it are shut out.
+
+        What was announced under the old key is found by nobody who has the new one, until it
+        is announced again.
+        """
+        if len(key) != 32:
+            raise ConfigError(f"{len(key)} bytes", "key", "32 are needed")
+        with self._changing() as fields:
+            fields["key"] = key.hex()
+
+    def share(self, path: Path, key: "bytes | None" = None) -> None:
+        """Write what a new member needs, the network key included, to a file of mode 0600.
+
+        key: one that is to be put in force next.
+        """
         fields: dict[str, Any] = {
             "name": self.name,
             "network": self.network,
-            "key": self.key.hex(),
+            "key": (self.key if key is None else key).hex(),
             "sketch": self.sketch,
             "seeds": [join_endpoint(host, port) for host, port in self.seeds],
         }
@@ -289,6 +303,15 @@ def create(
         make_identity(routing, config.gateway)
     write_private(path, json.dumps(fields, indent=2) + "\n", exclusive=True)
     return Network(routing, config.gateway)
+
+
+def shared_key(file: Path, name: str) -> bytes:
+    """The network key in a file that `share` wrote for the network `name`."""
+    fields = dict(_json(file), endpoint="", peers=[])
+    _check(fields, str(file))
+    if fields["name"] != name or not fields["key"]:
+        raise ConfigError(f"holds no key of network {name}", str(file), "Ask its owner for another")
+    return bytes.fromhex(fields["key"])
 
 
 def join(folder: "Path | str", file: Path, endpoint: str = "") -> Network:

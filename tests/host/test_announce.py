@@ -241,6 +241,18 @@ def test_renewal_at_half_life_not_all_at_once():
     assert sum(hours.values()) == 200 and len(hours) >= 4 and max(hours) * 3600 < 0.6 * life
 
 
+def test_everything_again():
+    a = Announcer(Settings(per_day=5000))
+    for row in range(50):
+        a.offer(one(row, cell=(row,)), NOW)
+    a.due(NOW)
+    assert a.due(NOW + 9) == []
+    a.again(NOW + 9)
+    actions = a.due(NOW + 9)
+    assert len(rows(actions, RENEW)) == len(actions) == 50
+    assert {x.epoch for x in actions} == {NOW + 9} and a.due(NOW + 9) == []
+
+
 def test_what_nobody_sees_again_fades():
     settings = Settings(keep_s=3 * DAY_S, keep_confirmed_s=20 * DAY_S, lifetime_s=DAY_S)
     a = Announcer(settings)

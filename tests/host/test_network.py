@@ -176,6 +176,28 @@ def test_bad_cards(pair, tmp_path):
         read_card(b.sign(cbor.encode(body), b"other", 65012))
 
 
+def test_a_new_key_shuts_the_revoked_out(pair, tmp_path, capsys):
+    a, b = pair
+    homes = [one.folder.parent for one in pair]
+    c = network.create(folder(tmp_path, "c"), "plant", a.key)
+    old = a.key
+    command(capsys, "-C", homes[0], "network", "rekey", "--out", tmp_path / "new")
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o600
+    assert a.refresh() and a.key != old and len(a.key) == 32 and a.members() == 2
+    _, text = command(capsys, "-C", homes[1], "network", "rekey", "--join", tmp_path / "new")
+    assert b.refresh() and b.key == a.key and b.network == a.network
+    assert a.key.hex() not in text and c.key == old
+    with pytest.raises(StoreError):
+        command(capsys, "-C", homes[0], "network", "rekey", "--out", tmp_path / "new")
+    assert not a.refresh() and a.key == b.key
+    other = network.create(folder(tmp_path, "d"), "elsewhere", a.key)
+    other.share(tmp_path / "theirs")
+    with pytest.raises(ConfigError, match="no key of network plant"):
+        command(capsys, "-C", homes[1], "network", "rekey", "--join", tmp_path / "theirs")
+    with pytest.raises(ConfigError):
+        a.rekey(b"")
+
+
 def test_every_field_of_the_file_is_checked_by_name(pair):
     a, _ = pair
     path = a.folder / "network.json"
