@@ -179,6 +179,16 @@ class Versions(unittest.TestCase):
 
 
 class Make(unittest.TestCase):
+    def test_similarities(self):
+        """Four names; absent means cosine; none of them is part of the id."""
+        for name in ("cosine", "dot", "l2", "hamming"):
+            known = Domain.load(content({9: name}), CRYPTO, False)
+            self.assertEqual(known.similarity, name)
+            self.assertEqual(known.id, unhex(golden.load("domain")["id"]))
+        self.assertEqual(Domain.load(content({9: None}), CRYPTO, False).similarity, "cosine")
+        for bad in ("", "Cosine", 1, ["dot"]):
+            self.assertEqual(file_reason(content({9: bad})), "bad-field", repr(bad))
+
     def test_makes_only_what_loads(self):
         if not HOST:
             return
