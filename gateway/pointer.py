@@ -162,8 +162,10 @@ def seal(pointer: Pointer, network: Network, crypto: Crypto, nonce: "bytes | Non
     """The value to announce under `pointer.key(network)`.
 
     nonce: 12 bytes, random when None; one must never seal two different pointers.
-    ValueError when a reader would refuse the fields; gateway must be this one.
+    ValueError when a reader would refuse the fields, or they name another gateway.
     """
+    if pointer.gateway != network.gateway:
+        raise ValueError(f"gateway {pointer.gateway.hex()} is not this one")
     body = _encode(pointer)
     try:
         _parse(cbor.decode(body, 2, _ITEMS_MAX))

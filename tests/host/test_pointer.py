@@ -167,7 +167,7 @@ def test_what_cannot_be_read_cannot_be_sealed(nets):
         {"kind": 5}, {"label": None}, {"label": 70_000}, {"path": ()}, {"path": (1,) * 29},
         {"epoch": -1}, {"epoch": 1 << 32}, {"expires_s": 0}, {"flags": 256}, {"confidence": 256},
         {"endpoint": "nowhere"}, {"endpoint": "x" * 64 + ":1"}, {"version": -1},
-        {"domain": b""}, {"kind": AGENT},
+        {"domain": b""}, {"kind": AGENT}, {"gateway": nets[1].gateway},
     ):  # fmt: skip
         with pytest.raises(ValueError):
             seal(good._replace(**change), nets[0], nets[0].crypto)
