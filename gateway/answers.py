@@ -15,7 +15,9 @@ Label = int | None  # None: fingerprints of agents
 @dataclass(frozen=True, slots=True)
 class Question:
     """labels: (label, weight) with the likeliest first; weights 1..255 share the budget.
-    k: hits wanted for each label.  without: outcome ids that are no answer."""
+    k: hits wanted for each label.  without: outcome ids that are no answer.
+    here_only: ask nobody.  ask_near: show origins the vector, so that they can add what is
+    like it and was not announced."""
 
     domain: bytes
     vector: bytes
@@ -24,6 +26,7 @@ class Question:
     deadline_s: float = 2.0
     without: frozenset[bytes] = frozenset()
     here_only: bool = False
+    ask_near: bool = True
 
 
 @dataclass(frozen=True, slots=True)

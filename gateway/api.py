@@ -119,7 +119,9 @@ def question_of(router: "Router", fields: Any) -> Question:
     here_only = fields.get("here_only", False)
     if not isinstance(here_only, bool):
         raise ConfigError(f"{here_only!r}", "here_only", "Write true or false")
-    return Question(domain_id, vector, labels, k, deadline / 1000, without, here_only)
+    return Question(
+        domain_id, vector, labels, k, deadline / 1000, without, here_only, router.settings.ask_near
+    )
 
 
 async def similar_json(router: "Router", fields: Any) -> dict[str, Any]:

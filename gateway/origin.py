@@ -6,10 +6,16 @@ only labels that enough devices have seen, and with noise on the vector. Noise f
 from the outcome and a secret of this gateway: asking again brings the same noise, so it
 cannot be averaged away.
 
-    fetch   [outcome id, ...]  (at most 64)  ->  [[voucher, ...], [[outcome id, reason], ...]]
+    fetch   [[outcome id, ...], near]   ->   [[voucher, ...], [[outcome id, reason], ...]]
+    near    null, or [domain id, vector, k, [label, ...]]
 
-The reasons for a single outcome: "gone" (not, or no longer, held here), "not-allowed",
-"group" (too few devices with that label).
+At most 64 ids, 4 labels, k 32. The reasons for a single outcome: "gone" (not, or no longer,
+held here), "not-allowed", "group" (too few devices with that label).
+
+Pointers stand for many outcomes that are nearly the same (announce.py), so whoever follows
+one wants its neighbours, too: `near` asks for the origin's own k nearest of each label. It
+shows the origin the vector; the asker's owner decides (routing.ask_near), and so does
+the origin's ("near" among the operations of Rules).
 """
 
 import time
@@ -20,7 +26,8 @@ import numpy as np
 
 from edge_agent.errors import EdgeError
 from gateway.answers import Hit
-from gateway.peers import Desk, PeerError, Request, Rules
+from gateway.cells import LABELS_MOST
+from gateway.peers import NEAR, Desk, PeerError, Request, Rules
 from gateway.records import Stored, read_stored
 from gateway.routing_db import Local, RoutingDb
 from gateway.similarity import Measure
@@ -29,6 +36,7 @@ from gateway.timebase import Boot, repair
 from gateway.voucher import Facts, make_voucher, with_vector
 
 FETCH_MAX = 64
+NEAR_MAX = 32
 GROUPS_S = 60.0
 
 
@@ -43,6 +51,8 @@ class Origin:
         store: Store,
         db: RoutingDb,
         secret: Callable[[bytes, int], bytes],
+        measure: Callable[[bytes], Measure],
+        cells: Callable[[bytes, bytes], Sequence[int]],
         now_s: Callable[[], float] = time.time,
     ) -> None:
         self._crypto = crypto
@@ -51,6 +61,8 @@ class Origin:
         self._store = store
         self._db = db
         self._secret = secret
+        self._measure = measure
+        self._cells = cells
         self._now_s = now_s
         self._groups: dict[tuple[bytes, int], tuple[float, int]] = {}
 
@@ -87,11 +99,10 @@ class Origin:
         label: "int | None",
         vector: bytes,
         k: int,
-        measure: "str | Measure",
-        cells: Sequence[int] = (),
     ) -> list[Hit]:
         """The k nearest of this gateway's own, nearest first."""
         hits = []
+        measure, cells = self._measure(domain), self._cells(domain, vector)
         for near in self._db.near(domain, label, vector, k, measure, cells):
             found = self.outcome(near.id)
             if found is None:
@@ -114,12 +125,11 @@ class Origin:
         down by the caller before the answer goes out."""
 
         async def on_fetch(request: Request) -> list[Any]:
-            ids = request.body
-            if type(ids) is not list or not 1 <= len(ids) <= FETCH_MAX:
-                raise PeerError("bad-field", "ids")
-            if not all(type(id_) is bytes and len(id_) == 16 for id_ in ids):
-                raise PeerError("bad-field", "ids")
-            desk.charge(request.sender, (len(ids) - 1) / 4, self._now_s())
+            ids, wanted = _read_fetch(request.body)
+            more = wanted[2] * len(wanted[3]) if wanted else 0
+            desk.charge(request.sender, (len(ids) + more) / 4, self._now_s())
+            if wanted and request.rules.allow(NEAR, wanted[0]):
+                ids = ids + self._nearest(*wanted)
             vouchers, missing = [], []
             for id_ in dict.fromkeys(ids):
                 voucher, reason = self.voucher(id_, request.rules)
@@ -131,6 +141,14 @@ class Origin:
             return [vouchers, missing]
 
         return on_fetch
+
+    def _nearest(self, domain: bytes, vector: bytes, k: int, labels: list[int]) -> list[bytes]:
+        measure, cells = self._measure(domain), self._cells(domain, vector)
+        return [
+            near.id
+            for label in labels
+            for near in self._db.near(domain, label, vector, k, measure, cells)
+        ]
 
     def voucher(self, id_: bytes, rules: Rules) -> "tuple[bytes | None, str]":
         """The voucher, or None and why not."""
@@ -165,3 +183,27 @@ class Origin:
             count = self._store.devices_with(domain, label)
             self._groups[domain, label] = (now, count)
         return count
+
+
+def _read_fetch(body: Any) -> "tuple[list[bytes], tuple[bytes, bytes, int, list[int]] | None]":
+    """Ids and `near` of a request."""
+    if type(body) is not list or len(body) != 2:
+        raise PeerError("bad-field", "fetch")
+    ids, near = body
+    if type(ids) is not list or len(ids) > FETCH_MAX:
+        raise PeerError("bad-field", "ids")
+    if not all(type(id_) is bytes and len(id_) == 16 for id_ in ids):
+        raise PeerError("bad-field", "ids")
+    if near is None:
+        return ids, None
+    if type(near) is not list or len(near) != 4:
+        raise PeerError("bad-field", "near")
+    domain, vector, k, labels = near
+    good = type(domain) is bytes and type(vector) is bytes and len(vector) == 64
+    if not good or type(k) is not int or not 1 <= k <= NEAR_MAX:
+        raise PeerError("bad-field", "near")
+    if type(labels) is not list or len(labels) > LABELS_MOST:
+        raise PeerError("bad-field", "labels")
+    if not all(type(label) is int and 0 <= label <= 0xFFFF for label in labels):
+        raise PeerError("bad-field", "labels")
+    return ids, (domain, vector, k, labels)

@@ -45,10 +45,11 @@ _TYPE_REQUEST, _TYPE_ANSWER = 65020, 65021
 
 # Operations, as text on the wire: they are few and are read by people in audit rows.
 FETCH = "fetch"  # outcomes by id
+NEAR = "near"  # no request of its own: the right to ask for more with a fetch
 ANNOUNCE, WITHDRAW, LOOKUP, WATCH = "announce", "withdraw", "lookup", "watch"  # directory
 PING = "ping"
 ROUTE_OPS = (ANNOUNCE, WITHDRAW, LOOKUP, WATCH)
-OPS = (FETCH, PING, *ROUTE_OPS)
+OPS = (FETCH, NEAR, PING, *ROUTE_OPS)
 # What a request takes from its sender's allowance; a directory is asked often.
 COST = {FETCH: 1.0, PING: 1.0, **dict.fromkeys(ROUTE_OPS, 0.25)}
 
@@ -299,7 +300,7 @@ class Desk:
         if nonce in visitor.nonces:
             raise PeerError("replayed")
         request = Request(sender, op, content.get(6), nonce, sha256(data).digest(), rules)
-        if not rules.allow(op):
+        if op not in COST or not rules.allow(op):
             raise Refused("not-allowed", op[:20], request)
         try:
             self._take(visitor, rules, COST[op], now_s)

@@ -11,6 +11,8 @@ each of them:
 3. Rank what the pointers say: sketches decoded, measured against the exact query vector.
    Signatures are checked only now, of those that will be followed.
 4. Fetch those from their origins, all origins at once, each within what is left of time.
+   Origins of the best pointers are asked for more like it in the same request: a pointer
+   stands for all that the announcer merged with it.
    A voucher must be of the outcome asked for, in this domain, with the label and the
    sketch that its pointer promised: an origin whose pointers say one thing and whose
    outcomes another is not believed, and counted.
@@ -41,6 +43,8 @@ from gateway.voucher import Voucher
 ROUNDS = 3
 FETCH_PER_LABEL = 32  # outcomes followed for each label, when k is 10
 FETCH_AT_ONCE = 64
+BEST = 10  # pointers of a label whose origins are asked for more
+NEAR_MAX = 32
 K_MAX = 100
 DEADLINE_MAX_S = 30.0
 SPLITS_S = 3600  # a marker that was seen is believed for so long
@@ -51,12 +55,10 @@ LOOKUP_SHARE = 0.55
 class Sources(Protocol):
     """Where an engine's answers come from."""
 
-    def near(
-        self, domain: bytes, label: int | None, vector: bytes, k: int, measure: str | Measure
-    ) -> list[Hit]: ...
+    def near(self, domain: bytes, label: int | None, vector: bytes, k: int) -> list[Hit]: ...
     async def lookup(self, keys: Sequence[bytes], deadline_s: float) -> Found: ...
     async def fetch(
-        self, gateway: bytes, endpoint: str, ids: Sequence[bytes], deadline_s: float
+        self, gateway: bytes, endpoint: str, ids: Sequence[bytes], near: Any, deadline_s: float
     ) -> list[Voucher]: ...
 
 
@@ -113,7 +115,7 @@ class Engine:
         hits: dict[int, list[Hit]] = {}
         wanted = question.k + len(question.without)
         for label, _ in labels:
-            found = self.sources.near(question.domain, label, question.vector, wanted, measure)
+            found = self.sources.near(question.domain, label, question.vector, wanted)
             hits[label] = [hit for hit in found if hit.outcome not in question.without]
         if not question.here_only:
             end = started + question.deadline_s
@@ -247,22 +249,32 @@ class Engine:
         loop = asyncio.get_running_loop()
         left_s = end - loop.time()
         wanted: dict[tuple[bytes, str], dict[bytes, tuple[Pointer, Reader]]] = {}
+        # Labels for which an origin has one of the best pointers: it may know more like it.
+        rich: dict[bytes, list[int]] = {}
+        best: Counter[int | None] = Counter()
         for pointer, reader in chosen:
             home = wanted.setdefault((pointer.gateway, pointer.endpoint), {})
             home.setdefault(pointer.id, (pointer, reader))
+            best[pointer.label] += 1
+            labels = rich.setdefault(pointer.gateway, [])
+            if best[pointer.label] <= BEST and pointer.label not in (None, *labels):
+                labels.append(pointer.label or 0)
         hits: list[Hit] = []
 
-        async def one(gateway: bytes, endpoint: str, ids: list[bytes]) -> None:
+        async def one(gateway: bytes, endpoint: str, ids: list[bytes], labels: list[int]) -> None:
+            near = None
+            if labels and question.ask_near:
+                near = [question.domain, question.vector, min(question.k, NEAR_MAX), labels]
             try:
                 # Less than all that is left: the answer itself takes time, too.
                 limit = max(0.05, left_s * 0.9)
-                vouchers = await self.sources.fetch(gateway, endpoint, ids, limit)
+                vouchers = await self.sources.fetch(gateway, endpoint, ids, near, limit)
             except RemoteError as error:
                 answer.origins[gateway] = error.reason
                 return
             pointers = wanted[gateway, endpoint]
             for voucher in vouchers:
-                hit = self._believe(question, voucher, pointers, answer)
+                hit = self._believe(question, voucher, pointers, labels if near else [], answer)
                 if hit is not None:
                     hits.append(hit)
 
@@ -271,7 +283,8 @@ class Engine:
             answer.origins.setdefault(gateway, "")
             ids = list(pointers)
             for at in range(0, len(ids), FETCH_AT_ONCE):
-                jobs.append(one(gateway, endpoint, ids[at : at + FETCH_AT_ONCE]))
+                labels = rich.pop(gateway, [])
+                jobs.append(one(gateway, endpoint, ids[at : at + FETCH_AT_ONCE], labels))
         await asyncio.gather(*jobs)
         answer.fetched = len(hits)
         return hits
@@ -281,16 +294,23 @@ class Engine:
         question: Question,
         voucher: Voucher,
         pointers: dict[bytes, tuple[Pointer, Reader]],
+        labels: Sequence[int],
         answer: Answer,
     ) -> Hit | None:
-        """The hit that a voucher makes, if it is what its pointer promised."""
+        """The hit that a voucher makes, if it is what its pointer promised, or what was asked
+        for beside pointers: of this domain and one of these labels."""
         named = pointers.get(voucher.facts.outcome)
-        reason = broken_promise(voucher, *named) if named else "not-asked-for"
-        if reason or named is None:
+        if named:
+            reason = broken_promise(voucher, *named)
+        elif voucher.record.domain_id != question.domain or label_of(voucher) not in labels:
+            reason = "not-asked-for"
+        else:
+            reason = ""
+        if reason:
             answer.rejected[reason] += 1
             self.promises[reason] += 1
             return None
-        return hit_of(voucher)
+        return None if voucher.facts.outcome in question.without else hit_of(voucher)
 
     def _rank(self, question: Question, hits: list[Hit], measure: str | Measure) -> list[Hit]:
         if not hits:

@@ -104,7 +104,10 @@ class Router:
                 lambda: near(self.directory, gateway),
             )
         )
-        self.origin = Origin(self.crypto, gateway, seed, self.store, self.db, registry.secret)
+        self.origin = Origin(
+            self.crypto, gateway, seed, self.store, self.db, registry.secret, self.measure,
+            lambda domain, vector: self.feed.cells(domain, vector),
+        )  # fmt: skip
         self.engine = Engine(
             self.network, self, self.db, self.books.readers, self.measure, time.time
         )
@@ -295,24 +298,23 @@ class Router:
 
     # -- sources of the engine ----------------------------------------------------------
 
-    def near(
-        self, domain: bytes, label: "int | None", vector: bytes, k: int, how: "str | Measure"
-    ) -> list[Hit]:
-        return self.origin.near(domain, label, vector, k, how, self.feed.cells(domain, vector))
+    def near(self, domain: bytes, label: "int | None", vector: bytes, k: int) -> list[Hit]:
+        return self.origin.near(domain, label, vector, k)
 
     async def lookup(self, keys: Sequence[bytes], deadline_s: float) -> Found:
         return await self.routes.lookup(keys, deadline_s)
 
     async def fetch(
-        self, gateway: bytes, endpoint: str, ids: Sequence[bytes], deadline_s: float
+        self, gateway: bytes, endpoint: str, ids: Sequence[bytes], near: Any, deadline_s: float
     ) -> list[Voucher]:
         """Vouchers from their origin, verified. PeerError when it does not answer."""
         peer = self._peer(gateway)
-        answer = await self.asker.ask(peer, FETCH, list(ids), deadline_s, endpoint)
+        answer = await self.asker.ask(peer, FETCH, [list(ids), near], deadline_s, endpoint)
         if type(answer) is not list or len(answer) != 2 or type(answer[0]) is not list:
             raise PeerError("bad-field", "answer to fetch")
         vouchers = []
-        for raw in answer[0][: len(ids)]:
+        most = len(ids) + (near[2] * len(near[3]) if near else 0)
+        for raw in answer[0][:most]:
             try:
                 if type(raw) is not bytes:
                     raise PeerError("bad-field", "voucher")
@@ -343,7 +345,7 @@ class Router:
     ) -> "tuple[tuple[int, int], ...]":
         """Labels worth asking about, when nobody names one."""
         known = self.domains.get(domain)
-        votes = self.near(domain, None, vector, 16, self.measure(domain))
+        votes = self.near(domain, None, vector, 16)
         counts = self.db.label_counts(domain)
         return likely_labels(own, votes, counts, len(known.labels) if known else 0)
 

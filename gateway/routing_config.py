@@ -13,6 +13,7 @@
       "directory": false,       keep pointers for others (the other end of "http")
       "lifetime_s": 21600,      of a pointer; renewed at half of it
       "deadline_ms": 2000,      of a query that names none
+      "ask_near": true,         queries show their vector to origins, which then know more
       "watch": true, "watch_near": 50,     least similarity (cosine, percent) to be told of
       "agents": true,           announce what each device knows, as one vector (gateway.agents)
       "announce": {...},        caps, see gateway.announce
@@ -45,6 +46,7 @@ DEFAULTS: dict[str, Any] = {
     "watch": True,
     "watch_near": 50,
     "agents": True,
+    "ask_near": True,
     "announce": {},
     "rules": {},
 }
@@ -75,6 +77,7 @@ class RoutingConfig:
         self.deadline_s = self._number(fields, "deadline_ms", 50, 30_000) / 1000
         self.watch_near = self._number(fields, "watch_near", -100, 100) / 100
         self.watch = self._flag(fields, "watch")
+        self.ask_near = self._flag(fields, "ask_near")
         self.agents = self._flag(fields, "agents")
         self.directory = self._flag(fields, "directory")
         self.announce = self._section(fields, "announce")

@@ -59,7 +59,7 @@ class Watching(Protocol):
     async def unwatch(self, handle: int) -> None: ...
 
 
-Fetch = Callable[[bytes, str, Sequence[bytes], float], Awaitable[list[Voucher]]]
+Fetch = Callable[[bytes, str, Sequence[bytes], None, float], Awaitable[list[Voucher]]]
 
 
 @dataclass(slots=True)
@@ -300,7 +300,7 @@ class Watch:
         for at in range(0, len(waiting), FETCH_AT_ONCE):
             some = {w.pointer.id: w for w in waiting[at : at + FETCH_AT_ONCE]}
             try:
-                vouchers = await self._fetch(home[0], home[1], list(some), 5.0)
+                vouchers = await self._fetch(home[0], home[1], list(some), None, 5.0)
             except RemoteError as error:
                 self.counters["origin " + error.reason] += 1
                 self._again(list(some.values()))

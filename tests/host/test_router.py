@@ -266,6 +266,38 @@ def test_a_revoked_gateways_pointers_are_not_followed(tmp_path):
     asyncio.run(story())
 
 
+def test_origins_add_what_they_did_not_announce(tmp_path):
+    """A pointer stands for many that are nearly the same; whoever asks gets them as well."""
+    (case,) = vectors(1, 38)
+
+    async def story():
+        world = two(tmp_path)
+        north, south = world.sites
+        north.configure(ask_near=True)
+        south.commit("d1", [(near(case, i, 3), 1, 200) for i in range(30)])
+        async with world:
+            await settled(south)
+            assert south.standing() < 5
+            found, answer = await outcomes(north, case, 1, k=10)
+            assert len(found) == 10 and answer["fetched"] >= 10
+            scores = [hit["score"] for hit in hits(answer)]
+            assert scores == sorted(scores, reverse=True) and scores[-1] > 0.95
+            # The origin's owner may not want that.
+            south.network.set_rules(south.network.find("north"), {"ops": ["fetch"]})
+
+            async def announced_only():
+                return len((await outcomes(north, case, 1, k=10))[0]) == south.standing()
+
+            await until(announced_only, what="pointers only")
+        # Nor may the asker's: then the vector is not shown.
+        north.configure(ask_near=False)
+        south.network.set_rules(south.network.find("north"), {})
+        async with world:
+            await until(announced_only, what="pointers only")
+
+    asyncio.run(story())
+
+
 def test_a_new_codebook_version_reaches_one_site_before_the_other(tmp_path):
     """Old and new are announced for a lifetime; new is asked first, then old."""
     old_case, new_case = vectors(2, 34)
