@@ -10,16 +10,14 @@
 // A call to the debugger that QEMU plays: op and args as ARM's semihosting defines them.
 uint32_t semihost_trap(uint32_t op, const void *args);
 
-uint64_t cpu_ticks_us(void);      // microseconds since power-on
-uint64_t cpu_instructions(void);  // counted by the processor; 0 where it cannot
+uint64_t cpu_ticks_us(void);       // microseconds since power-on
 
 // Serial line 0 is the console, the others are machine.UART(1), (2) ...
 bool serial_exists(int line);
 void serial_open(int line);
-int serial_read(int line);        // a byte, or -1
+int serial_read(int line);         // a byte, or -1
 bool serial_can_write(int line);
 void serial_write(int line, uint8_t byte);
-int serial_modem_status(int line); // the 16550's register; -1 where there is none
 
 // --- the host behind QEMU (semihost.c) ---------------------------------------------------
 

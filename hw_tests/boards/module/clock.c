@@ -47,7 +47,7 @@ mp_uint_t mp_hal_ticks_us(void) {
 }
 
 mp_uint_t mp_hal_ticks_cpu(void) {
-    return cpu_instructions();
+    return cpu_ticks_us();
 }
 
 void mp_hal_delay_us(mp_uint_t us) {

@@ -33,10 +33,6 @@ uint64_t cpu_ticks_us(void) {
     return (uint64_t)wraps << 32 | now;
 }
 
-uint64_t cpu_instructions(void) {
-    return 0;
-}
-
 // --- serial lines: five of ARM's, line n is QEMU's n-th -serial -------------------------
 
 enum { LINES = 5 };
@@ -68,10 +64,6 @@ bool serial_can_write(int line) {
 
 void serial_write(int line, uint8_t byte) {
     REG32(line_address[line] + DATA) = byte;
-}
-
-int serial_modem_status(int line) {
-    return -1;
 }
 
 // --- faults -----------------------------------------------------------------------------

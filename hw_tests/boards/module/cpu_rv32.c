@@ -42,26 +42,13 @@ uint64_t cpu_ticks_us(void) {
     return mtime() / TICKS_PER_US;
 }
 
-// Under -icount QEMU 7.2 returns virtual nanoseconds here, without it ticks of the host.
-uint64_t cpu_instructions(void) {
-    for (;;) {
-        uint32_t high, low, again;
-        __asm__ volatile ("csrr %0, minstreth" : "=r" (high));
-        __asm__ volatile ("csrr %0, minstret" : "=r" (low));
-        __asm__ volatile ("csrr %0, minstreth" : "=r" (again));
-        if (high == again) {
-            return (uint64_t)high << 32 | low;
-        }
-    }
-}
-
 // --- serial lines: a 16550 on board, and one for every `-device pci-serial` -------------
 
 #define UART0 0x10000000
 #define PCI_CONFIG 0x30000000 // ECAM: 32 KiB for each device of bus 0
 #define PCI_PORTS 0x03000000  // where its I/O ports appear
 #define PCI_SERIAL 0x00021b36 // Red Hat's id of it
-enum { RBR = 0, IER = 1, FCR = 2, LCR = 3, MCR = 4, LSR = 5, MSR = 6 };
+enum { RBR = 0, IER = 1, FCR = 2, LCR = 3, MCR = 4, LSR = 5 };
 enum { LSR_DATA = 0x01, LSR_EMPTY = 0x20 };
 enum { LINES = 5 };
 
@@ -115,10 +102,6 @@ bool serial_can_write(int line) {
 
 void serial_write(int line, uint8_t byte) {
     REG8(line_address[line] + RBR) = byte;
-}
-
-int serial_modem_status(int line) {
-    return REG8(line_address[line] + MSR);
 }
 
 // --- sleep ------------------------------------------------------------------------------

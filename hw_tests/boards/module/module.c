@@ -85,19 +85,6 @@ static mp_obj_t qemu_exit(mp_obj_t status) {
 }
 static MP_DEFINE_CONST_FUN_OBJ_1(qemu_exit_obj, qemu_exit);
 
-// instructions(): the processor's counter; 0 on the Cortex-M3.
-static mp_obj_t qemu_instructions(void) {
-    return mp_obj_new_int_from_ull(cpu_instructions());
-}
-static MP_DEFINE_CONST_FUN_OBJ_0(qemu_instructions_obj, qemu_instructions);
-
-// modem_status(line): the 16550's register of that name; -1 on the Cortex-M3.
-static mp_obj_t qemu_modem_status(mp_obj_t line) {
-    int n = mp_obj_get_int(line);
-    return mp_obj_new_int(serial_exists(n) ? serial_modem_status(n) : -1);
-}
-static MP_DEFINE_CONST_FUN_OBJ_1(qemu_modem_status_obj, qemu_modem_status);
-
 // As the stock firmware of esp32 and of rp2 mounts littlefs.
 #if BOARD_RV32
 #define PROGSIZE 32
@@ -112,8 +99,6 @@ static const mp_rom_map_elem_t qemu_globals_table[] = {
     { MP_ROM_QSTR(MP_QSTR_cut), MP_ROM_PTR(&qemu_cut_obj) },
     { MP_ROM_QSTR(MP_QSTR_exit), MP_ROM_PTR(&qemu_exit_obj) },
     { MP_ROM_QSTR(MP_QSTR_flash), MP_ROM_PTR(&qemu_flash_obj) },
-    { MP_ROM_QSTR(MP_QSTR_instructions), MP_ROM_PTR(&qemu_instructions_obj) },
-    { MP_ROM_QSTR(MP_QSTR_modem_status), MP_ROM_PTR(&qemu_modem_status_obj) },
     { MP_ROM_QSTR(MP_QSTR_note), MP_ROM_PTR(&qemu_note_obj) },
     { MP_ROM_QSTR(MP_QSTR_option), MP_ROM_PTR(&qemu_option_obj) },
     { MP_ROM_QSTR(MP_QSTR_poke), MP_ROM_PTR(&qemu_poke_obj) },
