@@ -225,17 +225,34 @@ class Engine:
                 _table(row.decoded for row in rows),
                 [row.claim.pointer.id for row in rows],
             )
-            taken = 0
+            # No gateway gets more than half of the places while others want them: whoever
+            # fills a cell with pointers that look perfect does not displace the rest.
+            taken: Counter[bytes] = Counter()
+            later: list[int] = []
             for i in order:
-                if taken >= most:
-                    break
-                good = rows[i].reader.confirm([rows[i].claim])
-                if not good:
-                    answer.rejected["bad-signature"] += 1
-                    continue
-                chosen.append((good[0], rows[i].reader))
-                taken += 1
+                if taken[rows[i].claim.pointer.gateway] >= most // 2:
+                    later.append(i)
+                elif taken.total() < most:
+                    self._follow(rows[i], chosen, taken, answer)
+            for i in later:
+                if taken.total() < most:
+                    self._follow(rows[i], chosen, taken, answer)
         return chosen
+
+    def _follow(
+        self,
+        row: Candidate,
+        chosen: list[tuple[Pointer, Reader]],
+        taken: Counter[bytes],
+        answer: Answer,
+    ) -> None:
+        """Choose a pointer if its signature is good."""
+        good = row.reader.confirm([row.claim])
+        if good:
+            chosen.append((good[0], row.reader))
+            taken[good[0].gateway] += 1
+        else:
+            answer.rejected["bad-signature"] += 1
 
     # -- fetching ---------------------------------------------------------------------
 
