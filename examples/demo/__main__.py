@@ -18,6 +18,7 @@ from typing import Any
 from edge_agent.errors import EdgeError
 from examples.demo import page, report, show
 from examples.demo.director import DemoError, Director
+from examples.demo.routing import Routing
 from examples.demo.world import World
 
 KILLS = (("broker", 0.1), ("agent", 0.4), ("gateway", 0.65))
@@ -27,7 +28,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m examples.demo",
         description="Replay real sensor data at several sites, kill the broker, one agent and "
-        "the gateway on the way, and show that every outcome arrives exactly once.",
+        "the gateway on the way, show that every outcome arrives exactly once, and find what one "
+        "site has seen from another gateway.",
         epilog="exit status: 0 proven, 1 failed, 2 usage, 3 could not be run here",
     )
     add = parser.add_argument
@@ -44,6 +46,11 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--json", action="store_true", help="print the report as JSON instead of the table")
     add("--quick", action="store_true", help="three sites, few windows, about 25 seconds")
     add("--no-kills", action="store_true", help="kill nothing")
+    add(
+        "--route",
+        choices=("dht", "folder"),
+        help="how gateways find each other's pointers (default: folder)",
+    )
     add(
         "--kills",
         metavar="LIST",
@@ -85,13 +92,21 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         shlex.split(options.agent_cmd or ""),
         shlex.split(options.gateway_cmd or ""),
     )
-    director = Director(world, progress, options.kills)
+    routing = None
+    if len(world.hubs) > 1:
+        routing = Routing(world, progress, bool(options.kills), options.route)
+    director = Director(world, progress, options.kills, routing)
     try:
         director.go()
+        if routing is not None:
+            routing.go(director.watch)
+            routing.stop()
         progress.say("All quiet. Stopping every process, then comparing ledgers and database")
         world.stop()
         director.watch.look()
     finally:
+        if routing is not None:
+            routing.end()
         world.end()
         progress.close()
     used = {
@@ -103,7 +118,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "gateway_cmd": options.gateway_cmd,
     }
     try:
-        return report.build(world, director, used)
+        return report.build(world, director, used, routing)
     finally:
         world.close()
 

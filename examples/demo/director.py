@@ -21,6 +21,7 @@ from functools import partial
 from typing import Any
 
 from examples.demo.processes import Process, wait_until
+from examples.demo.routing import Routing
 from examples.demo.show import Progress
 from examples.demo.watch import Member, Watch
 from examples.demo.world import DEVICE, Hub, World
@@ -40,8 +41,15 @@ class DemoError(Exception):
 class Director:
     """One run. `go` returns when all is delivered, or nothing moves any more."""
 
-    def __init__(self, world: World, progress: Progress, kills: list[tuple[str, float]]) -> None:
+    def __init__(
+        self,
+        world: World,
+        progress: Progress,
+        kills: list[tuple[str, float]],
+        routing: "Routing | None" = None,
+    ) -> None:
         self.world = world
+        self.routing = routing
         self.progress = progress
         self.watch = Watch(world.members, [hub.database for hub in world.hubs])
         self.planned = list(kills)
@@ -77,6 +85,8 @@ class Director:
             hub.gateway.start()
         for hub in world.hubs:
             self._need(hub.gateway, hub.gateway_ready, "is not ready")
+        if self.routing is not None:
+            self.routing.start()
         pairs = "Broker and gateway are" if len(world.hubs) == 1 else "Brokers and gateways are"
         ports = ", ".join(str(hub.port) for hub in world.hubs)
         say(f"{pairs} up on port {ports}; starting {len(world.members)} sites")
@@ -129,7 +139,8 @@ class Director:
         watch = self.watch
         watch.look()
         self._restart_due()
-        for process in self.world.processes():
+        routers = self.routing.processes() if self.routing is not None else []
+        for process in [*self.world.processes(), *routers]:
             if process.starts and not process.running() and not self._is_down(process):
                 raise DemoError(
                     f"{process.name} ended by itself with status {process.returncode()}:\n"

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from examples.demo import charts
+from examples.demo import charts, page_routing
 
 Report = dict[str, Any]
 
@@ -23,6 +23,7 @@ def render(report: Report) -> str:
             _timeline(report),
             _kills(report),
             _sites(report),
+            page_routing.section(report.get("routing")),
             _bytes(report),
             _confusion(report),
             _claims(report),

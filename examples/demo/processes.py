@@ -42,16 +42,24 @@ class Process:
 
     name: for messages.  command: argument list.  log: file that collects stderr.
     stdout is either read here as JSON lines (`talk`) or goes to the log as well.
+    nice: added to its niceness.
     """
 
     def __init__(
-        self, name: str, command: list[str], log: Path, env: dict[str, str], talk: bool = False
+        self,
+        name: str,
+        command: list[str],
+        log: Path,
+        env: dict[str, str],
+        talk: bool = False,
+        nice: int = 0,
     ) -> None:
         self.name = name
         self.command = command
         self.log = log
         self.env = env
         self.talk = talk
+        self.nice = nice
         self.starts = 0
         self._child: subprocess.Popen[bytes] | None = None
         self._log_file: BinaryIO | None = None
@@ -71,12 +79,18 @@ class Process:
             stderr=self._log_file,
             env={**os.environ, **self.env},
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=self._prepare,
         )
         self.starts += 1
         self._partial = b""
         if self._child.stdout:
             os.set_blocking(self._child.stdout.fileno(), False)
+
+    def _prepare(self) -> None:
+        """In the child, before it becomes the program."""
+        _die_with_parent()
+        if self.nice:
+            os.nice(self.nice)
 
     def returncode(self) -> int | None:
         """None while it runs (or has not been started)."""

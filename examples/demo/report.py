@@ -14,6 +14,7 @@ from edge_agent.frame import UP, open_frame
 from edge_agent.version import __version__
 from examples.demo import audit
 from examples.demo.director import Director
+from examples.demo.routing import Routing
 from examples.demo.world import World
 
 NUMBERS = ["no", "one", "two", "three", "four", "five", "six", "seven"]
@@ -65,7 +66,9 @@ def as_json(record: Any, frame_agent: bytes, domain: Domain) -> bytes:
     return json.dumps(fields, separators=(",", ":")).encode()
 
 
-def build(world: World, director: Director, options: dict[str, Any]) -> dict[str, Any]:
+def build(
+    world: World, director: Director, options: dict[str, Any], routing: "Routing | None" = None
+) -> dict[str, Any]:
     """The report as a dictionary. Opens every frame of the database once more."""
     watch = director.watch
     ledgers = {m.number: m.lines for m in world.members}
@@ -105,6 +108,8 @@ def build(world: World, director: Director, options: dict[str, Any]) -> dict[str
     totals["raw_bytes"] = world.raw_bytes
     kills = [_kill(kill, director) for kill in director.kills]
     checks = _checks(totals, kills, unreadable, director, options)
+    if routing is not None:
+        checks += routing.checks()
     passed = all(check["ok"] for check in checks)
     return {
         "report": 1,
@@ -127,6 +132,7 @@ def build(world: World, director: Director, options: dict[str, Any]) -> dict[str
         "sites": rows,
         "kills": kills,
         "gateway": world.counters(),
+        "routing": routing.result() if routing is not None else None,
         "timeline": watch.timeline(0.5),
         "confusion": {"labels": list(labels), "matrix": matrix},
         "checks": checks,
@@ -294,7 +300,8 @@ def _headline(
 ) -> str:
     if passed:
         sites = _many(len(world.members), "site").capitalize()
-        return f"{sites}, {_many(len(kills), 'kill')}, nothing lost, nothing twice"
+        found = ", found elsewhere" if len(world.hubs) > 1 else ""
+        return f"{sites}, {_many(len(kills), 'kill')}, nothing lost, nothing twice{found}"
     wrong = []
     if totals["lost"]:
         wrong.append(f"{totals['lost']:,} lost")

@@ -179,7 +179,7 @@ class World:
     def _processes(self) -> None:
         folder = self.folder
         here = str(ROOT)
-        env = {
+        env = self.env = {
             "PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]).rstrip(":"),
             "PYTHONUNBUFFERED": "1",
             "DEMO_MOMENTS": str(folder / "moment"),
@@ -203,6 +203,12 @@ class World:
             member.process = Process(
                 name, command, log / name, {**env, "DEMO_MOMENT": name}, talk=True
             )
+
+    def router(self, hub: Hub) -> Process:
+        """`edge-gateway route` of that gateway, not started. Taking in outcomes comes first."""
+        name = f"router{hub.suffix}"
+        command = [sys.executable, "-m", "gateway.cli", "-C", str(hub.folder), "route"]
+        return Process(name, command, self.folder / "log" / name, self.env, nice=5)
 
     def processes(self) -> list[Process]:
         found = [process for hub in self.hubs for process in (hub.broker, hub.gateway)]

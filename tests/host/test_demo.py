@@ -82,6 +82,14 @@ def test_three_kills_lose_nothing_and_repeat_nothing(tmp_path: Path):
     assert totals["frame_bytes"] < totals["json_bytes"] < totals["raw_bytes"] == 1536
     assert (tmp_path / "demo-report.html").stat().st_size > 10_000
     assert "450" in said
+    routing = report["routing"]
+    asked = {q["when"]: q for q in routing["questions"]}
+    for hit in asked["all well"]["hits"]:
+        assert (hit["origin"], hit["site"], hit["true"]) == ("gateway-1", 4, "pendulum")
+    assert asked["router killed"]["missed"] and asked["router killed"]["hits"]
+    assert asked["all back"]["origins"]["gateway-2"] == "answered"
+    # One site in three sees the case, and most outcomes are not worth announcing.
+    assert 0 < sum(one["pointers"] for one in routing["announced"]) < 400
 
 
 @pytest.mark.parametrize("order", STEPS)

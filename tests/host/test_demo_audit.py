@@ -198,6 +198,42 @@ def test_the_page_is_one_file_that_fetches_nothing():
     assert "Every check passed" in html
 
 
+def test_the_page_shows_who_found_what_and_what_was_missed():
+    hit = {"label": "a", "origin": "gateway-<1>", "site": 4, "true": "a", "score": 0.9, "age_s": 3}
+    question = {
+        "when": "router killed",
+        "window": "4/L/0/0000",
+        "hits": [hit, hit, {**hit, "origin": "here"}],
+        "missed": ["1 of 2 origins did not answer"],
+        "origins": {},
+        "lookups": 20,
+        "fetched": 2,
+        "ms": 66,
+    }
+    routing = {
+        "route": "folder",
+        "case": "a",
+        "seen_at": "site 4",
+        "asked_at": "gateway-3",
+        "announced": [
+            {
+                "gateway": "gateway-1",
+                "sites": [4],
+                "outcomes": 150,
+                "pointers": 60,
+                "policy": {"merged": 89},
+                "messages": {"announce": 61},
+            }
+        ],
+        "questions": [question],
+        "kills": [{"what": "it", "pid": 7, "back_s": None}],
+    }
+    html = page.render({**small_report(), "routing": routing})
+    assert "2&nbsp;a <em>gateway-&lt;1&gt;</em>" in html
+    assert "1 of 2 origins did not answer" in html
+    assert "Seen at one site" not in page.render(small_report())
+
+
 def test_the_page_and_the_table_show_a_failure():
     report = small_report(lost=1)
     html = page.render(report)
