@@ -131,6 +131,9 @@ class Agent:
         self._performing = False
         self._wake: asyncio.Event | None = None
         self._tasks: list[Any] = []
+        self._outgoing: list[Publish] = []
+        self._more = asyncio.Event()  # something is in _outgoing
+        self._idle = 0  # publishers that wait for it
         self._session: Any = None
         self._closing = ""  # why we are closing the session ourselves
         self._stopping = False
@@ -346,6 +349,24 @@ class Agent:
             if self._session is session:
                 session.cancel()
 
+    async def _publisher(self) -> None:
+        """Publish what is asked for, one after the other, for ever.
+
+        A task for each publish would be simpler, but MicroPython's scheduler keeps finished
+        tasks alive through stale links between them: 600 bytes for each record of a backlog.
+        """
+        while True:
+            while self._outgoing:
+                await self._publish(self._outgoing.pop(0))
+                # One that failed at once is asked for again at once: others have their turn.
+                await asyncio.sleep(0)
+            self._more.clear()
+            self._idle += 1
+            try:
+                await self._more.wait()
+            finally:
+                self._idle -= 1
+
     async def _publish(self, effect: Publish) -> None:
         try:
             payload = effect.payload
@@ -354,7 +375,11 @@ class Agent:
             else:
                 self.egress.check(payload)
             await self.board.link.publish(effect.topic, payload, effect.qos, effect.retain)
-        except (EdgeError, OSError) as error:
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            if not isinstance(error, (EdgeError, OSError)):
+                self._report("error", "effect-failed", {"in": "Publish", "error": repr(error)})
             self._perform(self.core.on_error(effect.id, error, self._now()))
         else:
             self._perform(self.core.on_done(effect.id, None, self._now()))
@@ -436,7 +461,10 @@ class Agent:
             self._persist(effect)
             return True, None
         if kind is Publish:
-            self._spawn(self._publish(effect))
+            self._outgoing.append(effect)
+            if self._idle < len(self._outgoing):
+                self._spawn(self._publisher())
+            self._more.set()
         elif kind is Connect:
             self._session = self._spawn(self._run_session())
         elif kind is Disconnect:
