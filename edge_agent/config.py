@@ -35,7 +35,6 @@ A file that holds a key must be readable by its owner only (mode 0600).
 
 import json
 import os
-from binascii import unhexlify
 
 from edge_agent.errors import ConfigError
 
@@ -58,168 +57,89 @@ REMOTE = {
     10: ("stall_s", 0, 86400),
 }
 
-_TOP = [
-    "agent",
-    "key",
-    "generation",
-    "root",
-    "domain",
-    "domain_id",
-    "model",
-    "broker",
-    "sensor",
-    "journal",
-    "delivery",
-    "priorities",
-    "coalesce",
-    "ttl_s",
-    "encrypt",
-    "small",
-    "pad",
-    "unsure_below",
-]
-
 
 class Broker:
-    """Where the broker is and how to prove who we are. `repr` hides the password."""
+    """Where the broker is and how to prove who we are. `repr` hides the password.
+
+    Attributes: host, port, username, password, keepalive_s, connect_timeout_s, tls (None
+    or a Tls).
+    """
+
+    host: str
+    port: int
+    username: str
+    password: str
+    keepalive_s: int
+    connect_timeout_s: int
+    tls: "Tls | None"
 
     def __init__(self, fields: "dict[str, Any]") -> None:
-        _known(
-            fields,
-            ["host", "port", "username", "password", "keepalive_s", "connect_timeout_s", "tls"],
-            "broker",
-        )
-        tls = fields.get("tls")
-        self.host = _text(fields, "host", "broker", "localhost")
-        self.port = _int(fields, "port", "broker", 1, 65535, 1883 if tls is None else 8883)
-        self.username = _text(fields, "username", "broker", "")
-        self.password = _text(fields, "password", "broker", "", secret=True)
-        self.keepalive_s = _int(fields, "keepalive_s", "broker", 1, 65535, 30)
-        self.connect_timeout_s = _int(fields, "connect_timeout_s", "broker", 1, 600, 10)
-        self.tls = None if tls is None else Tls(tls)
+        from edge_agent.config_fields import fill_broker
+
+        fill_broker(self, Tls, fields)
 
     def __repr__(self) -> str:
         return "Broker(%s:%d, tls=%s)" % (self.host, self.port, self.tls is not None)
 
 
 class Tls:
-    """How to trust the broker. Empty texts mean: not given."""
+    """How to trust the broker. Empty texts mean: not given.
+
+    Attributes: ca, cert, key, fingerprint, server_name.
+    """
+
+    ca: str
+    cert: str
+    key: str
+    fingerprint: bytes
+    server_name: str
 
     def __init__(self, fields: "dict[str, Any]") -> None:
-        _known(fields, ["ca", "cert", "key", "fingerprint", "server_name"], "broker.tls")
-        self.ca = _text(fields, "ca", "broker.tls", "")
-        self.cert = _text(fields, "cert", "broker.tls", "")
-        self.key = _text(fields, "key", "broker.tls", "")
-        self.fingerprint = _hex(fields, "fingerprint", "broker.tls", 32, b"")
-        self.server_name = _text(fields, "server_name", "broker.tls", "")
-        if not self.ca and not self.fingerprint:
-            raise ConfigError(
-                "neither ca nor fingerprint is given",
-                "broker.tls",
-                "Name the PEM file of the certificate authority, or the SHA-256 of the "
-                "broker's certificate",
-            )
-        if bool(self.cert) != bool(self.key):
-            raise ConfigError("cert and key go together", "broker.tls", "Give both or neither")
+        from edge_agent.config_fields import fill_tls
+
+        fill_tls(self, fields)
 
 
 class Config:
     """Checked settings; the attributes are named in the module's docstring, flat."""
 
+    agent: bytes
+    key: bytes
+    domain_id: bytes
+    root: str
+    domain: str
+    model: str
+    journal_path: str
+    policy: str
+    sync: str
+    generation: int
+    stall_s: int
+    segment_bytes: int
+    max_segments: int
+    batch: int
+    batch_ms: int
+    window: int
+    custody: int
+    pace_per_s: int
+    ack_timeout_s: int
+    duty_s: int
+    duty_cap_s: int
+    late_s: int
+    ttl_s: int
+    pad: int
+    unsure_below: int
+    encrypt: bool
+    small: bool
+    broker: Broker
+    sensor: "dict[str, Any]"
+    reserve: "tuple[int, ...]"
+    priorities: "dict[str, int]"
+    coalesce: "list[str]"
+
     def __init__(self, fields: "dict[str, Any]") -> None:
-        _known(fields, _TOP, "")
-        self.agent = _hex(fields, "agent", "", 8)
-        self.key = _hex(fields, "key", "", 32, secret=True)
-        self.generation = _int(fields, "generation", "", 0, 255, 0)
-        self.root = _text(fields, "root", "", "qis/1")
-        self._check_root()
-        self.domain = _text(fields, "domain", "", "")
-        self.domain_id = _hex(fields, "domain_id", "", 8, b"")
-        self.model = _text(fields, "model", "", "")
-        self.broker = Broker(_section(fields, "broker"))
-        self.sensor = _section(fields, "sensor")
-        self.stall_s = _int(self.sensor, "stall_s", "sensor", 0, 86400, 60)
-        self._read_journal(_section(fields, "journal"))
-        self._read_delivery(_section(fields, "delivery"))
-        self._read_records(fields)
+        from edge_agent.config_fields import fill
 
-    def _read_journal(self, fields: "dict[str, Any]") -> None:
-        where = "journal"
-        _known(
-            fields,
-            [
-                "path",
-                "segment_bytes",
-                "max_segments",
-                "reserve",
-                "policy",
-                "sync",
-                "batch",
-                "batch_ms",
-            ],
-            where,
-        )
-        self.journal_path = _text(fields, "path", where, "journal")
-        self.segment_bytes = _int(fields, "segment_bytes", where, 1024, 1 << 20, 32768)
-        self.max_segments = _int(fields, "max_segments", where, 8, 240, 64)
-        reserve = fields.get("reserve", [4, 8, 0])
-        if (
-            not isinstance(reserve, (list, tuple))
-            or len(reserve) != 3
-            or any(not _is_int(r) or r < 0 for r in reserve)
-        ):
-            raise _bad(
-                "journal.reserve", reserve, "three numbers of segments, [urgent, normal, bulk]"
-            )
-        # One segment a priority, two for the quarantine, two for damaged ones kept to look at.
-        if sum(reserve) + 7 > self.max_segments:
-            raise _bad("journal.reserve", reserve, "at most max_segments - 7 in all")
-        self.reserve = tuple(reserve)
-        self.policy = _choice(fields, "policy", where, ("drop-oldest", "drop-new"))
-        self.sync = _choice(fields, "sync", where, ("batch", "every"))
-        self.batch = _int(fields, "batch", where, 1, 64, 8)
-        self.batch_ms = _int(fields, "batch_ms", where, 0, 3600000, 5000)
-
-    def _read_delivery(self, fields: "dict[str, Any]") -> None:
-        where = "delivery"
-        _known(
-            fields,
-            ["window", "custody", "pace_per_s", "ack_timeout_s", "duty_s", "duty_cap_s", "late_s"],
-            where,
-        )
-        self.window = _int(fields, "window", where, 1, 64, 8)
-        self.custody = _int(fields, "custody", where, 1, 1024, 32)
-        self.pace_per_s = _int(fields, "pace_per_s", where, 1, 10000, 20)
-        self.ack_timeout_s = _int(fields, "ack_timeout_s", where, 1, 3600, 20)
-        self.duty_s = _int(fields, "duty_s", where, 0, 86400, 0)
-        self.duty_cap_s = _int(fields, "duty_cap_s", where, 1, 3600, 60)
-        self.late_s = _int(fields, "late_s", where, 1, 86400, 300)
-
-    def _read_records(self, fields: "dict[str, Any]") -> None:
-        priorities = _section(fields, "priorities")
-        for label in sorted(priorities):
-            if not _is_int(priorities[label]) or not 0 <= priorities[label] <= 2:
-                raise _bad(
-                    "priorities." + str(label), priorities[label], "0 urgent, 1 normal or 2 bulk"
-                )
-        self.priorities = priorities
-        coalesce = fields.get("coalesce", [])
-        if not isinstance(coalesce, list) or any(not isinstance(x, str) for x in coalesce):
-            raise _bad("coalesce", coalesce, "a list of labels")
-        self.coalesce = coalesce
-        self.ttl_s = _int(fields, "ttl_s", "", 0, 0xFFFFFFFF, 0)
-        self.encrypt = _bool(fields, "encrypt")
-        self.small = _bool(fields, "small")
-        self.pad = _int(fields, "pad", "", 0, 512, 0)
-        if 0 < self.pad < 300 and not (self.small and self.pad == 222):
-            raise _bad("pad", self.pad, "0, 300..512, or 222 together with small")
-        self.unsure_below = _int(fields, "unsure_below", "", 0, 255, 0)
-
-    def _check_root(self) -> None:
-        # A wildcard or an empty level would subscribe to, or publish on, other topics.
-        levels = self.root.split("/")
-        if "" in levels or any(c in self.root for c in "+#\x00") or len(self.root) > 64:
-            raise _bad("root", self.root, "topic levels like qis/1, without + and #")
+        fill(self, Broker, fields)
 
     def apply(self, settings: "dict[int, int]") -> "list[str]":
         """Take over the settings of a cfg message; the names of what changed.
@@ -244,8 +164,8 @@ class Config:
             if number in REMOTE:
                 name, low, high = REMOTE[number]
                 value = settings[number]
-                if not _is_int(value) or not low <= value <= high:
-                    raise _bad("cfg setting %d (%s)" % (number, name), value, _span(low, high))
+                if not is_int(value) or not low <= value <= high:
+                    raise bad("cfg setting %d (%s)" % (number, name), value, span(low, high))
 
     def topic(self, name: str) -> str:
         """The agent's topic `name`: "up", "state", "ack", "box", "cfg"."""
@@ -298,94 +218,16 @@ def _to_hex(data: bytes) -> str:
     return "".join("%02x" % b for b in data)
 
 
-def _is_int(value: object) -> bool:
+def is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _bad(field: str, value: object, expected: str) -> ConfigError:
+def bad(field: str, value: object, expected: str) -> ConfigError:
     text = repr(value)
     if len(text) > 60:
         text = text[:57] + "..."
     return ConfigError(text + " is not allowed", field, "Write " + expected)
 
 
-def _span(low: int, high: int) -> str:
+def span(low: int, high: int) -> str:
     return "a whole number %d..%d" % (low, high)
-
-
-def _known(fields: "dict[str, Any]", names: "list[str]", where: str) -> None:
-    if not isinstance(fields, dict):
-        raise _bad(where or "configuration", fields, "a JSON object")
-    for name in sorted(fields):
-        if name not in names:
-            raise ConfigError(
-                "unknown field",
-                (where + "." if where else "") + str(name),
-                "Known here: " + " ".join(sorted(names)),
-            )
-
-
-def _section(fields: "dict[str, Any]", name: str) -> "dict[str, Any]":
-    value = fields.get(name, {})
-    if not isinstance(value, dict):
-        raise _bad(name, value, "a JSON object")
-    return value
-
-
-def _join(where: str, name: str) -> str:
-    return where + "." + name if where else name
-
-
-def _int(fields: "dict[str, Any]", name: str, where: str, low: int, high: int, default: int) -> int:
-    value: int = fields.get(name, default)
-    if not _is_int(value) or not low <= value <= high:
-        raise _bad(_join(where, name), value, _span(low, high))
-    return value
-
-
-def _text(
-    fields: "dict[str, Any]", name: str, where: str, default: str, secret: bool = False
-) -> str:
-    value = fields.get(name, default)
-    if not isinstance(value, str):
-        if secret:
-            raise ConfigError("not a text (not shown)", _join(where, name), "Write a text")
-        raise _bad(_join(where, name), value, "a text")
-    return value
-
-
-def _choice(fields: "dict[str, Any]", name: str, where: str, allowed: "tuple[str, ...]") -> str:
-    value: str = fields.get(name, allowed[0])
-    if value not in allowed:
-        raise _bad(_join(where, name), value, " or ".join('"' + a + '"' for a in allowed))
-    return value
-
-
-def _bool(fields: "dict[str, Any]", name: str) -> bool:
-    value = fields.get(name, False)
-    if value is not True and value is not False:
-        raise _bad(name, value, "true or false")
-    return value
-
-
-def _hex(
-    fields: "dict[str, Any]",
-    name: str,
-    where: str,
-    length: int,
-    default: "bytes | None" = None,
-    secret: bool = False,
-) -> bytes:
-    field = _join(where, name)
-    value = fields.get(name)
-    if value is None or value == "":
-        if default is None:
-            raise ConfigError("missing", field, "Write %d hex digits" % (2 * length))
-        return default
-    try:
-        if not isinstance(value, str) or len(value) != 2 * length:
-            raise ValueError
-        return unhexlify(value)
-    except ValueError:
-        shown = "the value (not shown)" if secret else repr(value)[:60]
-        raise ConfigError(shown + " is not allowed", field, "Write %d hex digits" % (2 * length))

@@ -50,7 +50,7 @@ ANNOUNCED = 4  # a durable state names it
 
 MAX_RANGES = 32  # freed ranges kept for one segment
 _NO_RANGES: "list[int]" = []  # shared by all segments without frees, never changed
-_BLOCK = 1024  # bytes read at a time
+_BLOCK = 512  # bytes read at a time: a heap in pieces still has that much
 _EIO = 5
 _ENOENT = 2
 

@@ -67,6 +67,10 @@ PUBLIC = (
     "mpy_port.tflite.classifier",
     "mpy_port.tflite.interpreter",
 )
+# What mpy_port/unload.py lets go of again.
+LATE = {
+    "mpy_port.tflite.loading": ["mpy_port.tflite.loading", "mpy_port.tflite.outputs"],
+}
 # What a board is made of, when none is named.
 _PARTS = (
     "mpy_port.clock",
@@ -213,7 +217,7 @@ def _texts(
     dotted = {name.replace("/", "."): text for name, text in texts.items()}
     roots = [*PUBLIC, f"mpy_port.boards.{board}"] if board else [*PUBLIC, *_PARTS]
     programs = [Path(path).read_text() for path in scripts]
-    small, names = shrink(dotted, programs, public, roots)
+    small, names = shrink(dotted, programs, public, roots, LATE)
     return {name.replace(".", "/"): text for name, text in small.items()}, names
 
 

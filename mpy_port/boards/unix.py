@@ -9,11 +9,14 @@ our interpreter for the model. Runs on CPython too, where `flush` does not reach
 use edge_agent.cpython.board there.
 """
 
+import sys
+
 from edge_agent.errors import ConfigError
 from edge_agent.interfaces import Board
 from mpy_port.clock import TicksClock
 from mpy_port.crypto import StockCrypto, StockEntropy
 from mpy_port.flash_store import FlashStore
+from mpy_port.unload import unload
 from mpy_port.wiring import TfliteModel, check_model, mqtt_link
 
 TYPE_CHECKING = False
@@ -38,6 +41,8 @@ def unix_board(
         found = TfliteModel(config.model)
         check_model(found, domain, config.model)
         model = found
+        if sys.implementation.name == "micropython":
+            unload()
     return Board(
         clock,
         StockEntropy(),

@@ -16,7 +16,7 @@ if __name__ == "__main__":
 
 from mpy_port.tflite import Interpreter, ModelError
 from mpy_port.tflite.flatbuffer import Graph
-from mpy_port.tflite.interpreter import read_files
+from mpy_port.tflite.loading import read_files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -1,28 +1,19 @@
-"""Loads an int8 `.tflite` model and runs it.
+"""Runs an int8 `.tflite` model.
 
-Theory of operation. Loading happens once and in an order that suits a small heap: read
-the graph, refuse unsupported operators by name, place the tensors, allocate the arena
-while memory is still in one piece, then prepare each operator into a kernel and its
-arguments. `invoke` only calls them in turn. Weights stay in the model's own memory
-(flash, when the model is a frozen module or lies in ROMFS); biases and multipliers are
-copied, because nothing in a model is sure to be aligned.
+Theory of operation. Loading (loading.py, imported when it is needed) turns each operator
+into a kernel and its arguments; `invoke` only calls them in turn. Weights stay in the
+model's own memory (flash, when the model is a frozen module or lies in ROMFS).
 
 The input's memory is reused while the model runs: write it before every invocation.
 """
 
-import struct
-
-from . import planner
 from .errors import ModelError
-from .flatbuffer import FLOAT32, UINT8, Graph, Reader
-from .memory import allocate, collect, collect_as_before, collect_often, raw, signed
-from .op_resolver import missing, prepare
+from .memory import raw
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable
 
-    from .kernels import Tiers
     from .operands import Step
 
 ARENA_LIMIT = 64 << 20  # bytes; a model that wants more is no model for this library
@@ -36,16 +27,18 @@ class TensorInfo:
     scale_bits: the float32 bits of the scale, the same on every machine.
     """
 
-    def __init__(self, graph: Graph, index: int) -> None:
-        tensor = graph.tensor(index)
-        self.where = graph.where(index)
-        self.shape = tensor.shape
-        self.size = tensor.size
-        self.type = {FLOAT32: "float32", UINT8: "uint8"}.get(tensor.kind, "int8")
-        self.scale_bits, self.scale, self.zero_point = 0, 0.0, 0
-        if tensor.scales[1] == 1:
-            self.scale_bits, self.zero_point = tensor.scale_bits, tensor.zero_point
-            self.scale = struct.unpack("<f", self.scale_bits.to_bytes(4, "little"))[0]
+    def __init__(
+        self,
+        where: str,
+        shape: "tuple[int, ...]",
+        size: int,
+        kind: str,
+        scale_bits: int,
+        scale: float,
+        zero_point: int,
+    ) -> None:
+        self.where, self.shape, self.size, self.type = where, shape, size, kind
+        self.scale_bits, self.scale, self.zero_point = scale_bits, scale, zero_point
 
 
 class Interpreter:
@@ -73,81 +66,32 @@ class Interpreter:
         if hasattr(model, "__fspath__"):
             model = model.__fspath__()
         if isinstance(model, str):
+            from .loading import read_files
+
             model, plan = read_files(model, plan)
-        self._arena: Any = None
-        self._steps: list[Step] = []
-        from .kernels import Tiers  # only now: the package is found when it is complete
-
-        tiers = Tiers(tier)
-        reader = getattr(tiers.first, "Reader", None)
-        try:
-            if reader is not None:
-                # It leaves little garbage: collecting often would take longer than loading.
-                collect()
-                try:
-                    self._open(model, tiers, reader, plan, arena_limit)
-                    return
-                except MemoryError:
-                    self._arena, self._steps = None, []  # again, more slowly
-            before = collect_often()
-            try:
-                self._open(model, tiers, reader or Reader, plan, arena_limit)
-            finally:
-                collect_as_before(before)
-        except MemoryError:
-            need = " (the arena has %d bytes)" % self.arena_bytes if self.arena_bytes else ""
-            raise ModelError("too little heap" + need, "model", "Use a smaller model or a plan")
-
-    def _open(
-        self,
-        model: "Any",
-        tiers: "Tiers",
-        reader: "type[Reader]",
-        plan: "Any",
-        arena_limit: int,
-    ) -> None:
-        self.tier = tiers.name
-        self.planned = plan is not None
+        self.tier = ""
+        self.planned = False
         self.arena_bytes = 0
-        graph = Graph(model, reader)
-        lacking = missing(graph)
-        if lacking:
-            raise ModelError(
-                "unsupported operators: " + ", ".join(lacking), "model", "Change these layers"
-            )
-        self._load(graph, tiers, plan, arena_limit)
+        self.clear()
+        from .loading import load
 
-    def _load(self, graph: Graph, tiers: "Tiers", plan: "Any", limit: int) -> None:
-        layout = planner.layout(graph)
-        if plan is None:
-            offsets, self.arena_bytes = planner.greedy(layout.blocks)
-        else:
-            offsets, self.arena_bytes = planner.apply(graph, layout, plan)
-        if self.arena_bytes > limit:
-            raise ModelError(
-                "the arena needs %d bytes, the limit is %d" % (self.arena_bytes, limit), "model"
-            )
-        self._arena = allocate(self.arena_bytes)
-        places = {}
-        for k in range(len(layout.owners)):
-            places[layout.owners[k]] = offsets[k]
+        load(self, TensorInfo, model, tier, plan, arena_limit)
 
-        def view(index: int) -> "Any":
-            owner = layout.shares.get(index, index)
-            tensor = graph.tensor(owner)
-            if tensor.data is not None:
-                return signed(tensor.data)
-            return self._arena[places[owner] : places[owner] + tensor.size]
+    def clear(self) -> None:
+        """Let go of everything that takes memory."""
+        self.fill([], [], [], [], [])
 
-        self._steps = []
-        for op in graph.operators:
-            step = prepare(graph, op, tiers, view)
-            if step is not None:
-                self._steps.append(step)
-        self.inputs = [TensorInfo(graph, k) for k in graph.inputs]
-        self.outputs = [TensorInfo(graph, k) for k in graph.outputs]
-        self._inputs = [view(k) for k in graph.inputs]
-        self._outputs = [view(k) for k in graph.outputs]
+    def fill(
+        self,
+        steps: "list[Step]",
+        inputs: "list[TensorInfo]",
+        outputs: "list[TensorInfo]",
+        input_views: "list[Any]",
+        output_views: "list[Any]",
+    ) -> None:
+        """What a loaded model consists of, from loading.py."""
+        self._steps, self.inputs, self.outputs = steps, inputs, outputs
+        self._inputs, self._outputs = input_views, output_views
 
     def steps(self) -> "list[Step]":
         """(kernel name, kernel, arguments) in the order they run, for tools.
@@ -190,27 +134,3 @@ class Interpreter:
         self.set_input(data)
         self.invoke()
         return bytes(self._outputs[0])
-
-
-def read_files(path: str, plan: "Any") -> "tuple[Any, Any]":
-    """The model at a path, in place when the file system allows it, and its plan."""
-    try:
-        with open(path, "rb") as file:
-            try:
-                model: Any = memoryview(file)  # type: ignore[arg-type]  # a file in ROMFS
-            except TypeError:
-                # read() would grow its buffer step by step and leave holes in the heap.
-                model = bytearray(file.seek(0, 2))
-                file.seek(0)
-                file.readinto(model)
-    except OSError as error:
-        raise ModelError("cannot be read: %s" % error, path)
-    except MemoryError:
-        raise ModelError("does not fit the heap", path, "Put it into ROMFS or a frozen module")
-    if plan is None:
-        try:
-            with open(path + ".plan", "rb") as file:
-                plan = file.read()
-        except OSError:
-            pass
-    return model, plan

@@ -4,7 +4,8 @@ import gc
 import unittest
 
 from mpy_port.tflite import Interpreter, ModelError
-from mpy_port.tflite.classifier import Classifier, score_table
+from mpy_port.tflite.classifier import Classifier
+from mpy_port.tflite.outputs import score_table
 
 PATH = (__file__.rpartition("/")[0] or ".") + "/../../models/watch_mlp_int8.tflite"
 

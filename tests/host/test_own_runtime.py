@@ -27,7 +27,7 @@ from edge_agent.outcome import distil  # noqa: E402
 from edge_agent.tools.infer import infer  # noqa: E402
 from edge_agent.tools.tap import tap  # noqa: E402
 from mpy_port.tflite import Interpreter, kernels, planner  # noqa: E402
-from mpy_port.tflite.classifier import score_table  # noqa: E402
+from mpy_port.tflite.outputs import score_table  # noqa: E402
 from tests.zoo import shipped  # noqa: E402
 
 MICROPYTHON = {

@@ -32,11 +32,13 @@ def shrink(
     scripts: "list[str]",
     public: "tuple[str, ...]",
     roots: "list[str]",
+    late: "dict[str, list[str]] | None" = None,
 ) -> "tuple[dict[str, str], dict[str, str]]":
     """(sources by dotted module name, where names went: "module.name" -> new name).
 
     scripts: sources of programs that will run with these modules. public: modules whose
     public names others may use yet. roots: modules that every program imports.
+    late: modules to be made of what is imported inside functions: name -> its roots.
     ValueError when the modules do something that cannot be followed.
     """
     modules = {name: ast.parse(text) for name, text in sources.items()}
@@ -47,6 +49,8 @@ def shrink(
     kept = kept_names(modules, outside, public)
     shake(modules, kept)
     names = merge(modules, [r for r in roots if r in modules], kept)
+    for into, starts in (late or {}).items():
+        names |= merge(modules, [r for r in starts if r in modules], kept, into)
     shake(modules, kept)
     rename(modules, outside)
     texts = {

@@ -1,10 +1,10 @@
 """Many modules as one: names are kept once, and nothing is imported from one's neighbour.
 
 What a board's program imports anyway, directly or through others, becomes the module
-DEVICE, in the order in which it would have been imported. Every definition at the top of
-a module gets a short name of its own, classes keep theirs where they can, because errors
-show it. Left as they are: packages, modules that are imported late by name, and such as
-ask for their own name or file. Where a program, or a module left as it is, imports
+DEVICE, and what it imports late another one, in the order in which it would have been
+imported. Every definition at the top of a module gets a short name of its own, classes keep
+theirs where they can, because errors show it. Left as they are: packages, modules that are
+imported late by name, and such as ask for their own name or file. Where a program, or a module left as it is, imports
 something that moved, a module of the old name stays that only passes it on.
 """
 
@@ -21,28 +21,29 @@ _SELF = {"__name__", "__file__", "__path__", "globals"}
 Names = dict[str, str]
 
 
-def merge(modules: Modules, roots: "list[str]", kept: "set[str]") -> Names:
+def merge(modules: Modules, roots: "list[str]", kept: "set[str]", into: str = DEVICE) -> Names:
     """Merge in place what the roots import. Original -> new name, "module.name" each.
 
-    kept: names that programs use; each is found where it was before.
+    kept: names that programs use; each is found where it was before. What was merged
+    before stays where it is.
     """
-    order = [name for name in _order(modules, roots) if _can(modules, name)]
+    order = [n for n in _order(modules, roots) if n != DEVICE and _can(modules, n)]
     plan = _Plan(modules, order)
     body: list[ast.stmt] = []
     for name in order:
         body += _Move(plan, name).statements()
     for name, tree in modules.items():
         if name not in order:
-            _redirect(plan, name, tree)
+            _redirect(plan, name, tree, into)
     for name in order:
         outside = set(plan.foreign.values())
         passed = [n for n, new in plan.new[name].items() if n in kept and new not in outside]
-        if passed:
+        if passed and name != into:
             aliases = [_alias(plan.new[name][n], n) for n in passed]
-            modules[name] = ast.Module([ast.ImportFrom(DEVICE, aliases, 0)], [])
+            modules[name] = ast.Module([ast.ImportFrom(into, aliases, 0)], [])
         else:
             del modules[name]
-    modules[DEVICE] = ast.Module(body, [])
+    modules[into] = ast.Module(body, [])
     return {f"{m}.{n}": plan.new[m][n] for m in order for n in plan.own[m]}
 
 
@@ -261,7 +262,7 @@ class _Move(Scoped):
         return super().visit_ClassDef(node)
 
 
-def _redirect(plan: _Plan, name: str, tree: ast.Module) -> None:
+def _redirect(plan: _Plan, name: str, tree: ast.Module, into: str) -> None:
     """Imports of a module that stays, from where things are now."""
 
     class Redirect(ast.NodeTransformer):
@@ -276,6 +277,6 @@ def _redirect(plan: _Plan, name: str, tree: ast.Module) -> None:
                 return node
             new = plan.new[found]
             aliases = [_alias(new[a.name], a.asname or a.name) for a in node.names]
-            return ast.ImportFrom(DEVICE, aliases, 0)
+            return ast.ImportFrom(into, aliases, 0)
 
     Redirect().visit(tree)
