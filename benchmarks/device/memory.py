@@ -1,4 +1,4 @@
-"""The device's half of memory.py: says what the heap holds, one JSON line at a time.
+"""The device's half of memory.py, and all of it that is not in ROMFS.
 
     micropython -m memory import FILE              a JSON list of modules
     micropython -m memory run CONFIG COUNT EVERY NATIVE
@@ -9,132 +9,37 @@ its heap and boards do not. With ROM=FILE in the environment the modules come fr
 image, mounted as ROMFS.
 """
 
-import asyncio
 import gc
-import json
 import os
 import sys
-import time
-from array import array
-
-import micropython
-
-STUCK_MS = 30000
-AHEAD = 16  # records that are not yet in custody
-
-
-def live():
-    gc.collect()
-    gc.collect()  # what finalisers let go of
-    return gc.mem_alloc()
-
-
-def say(*values):
-    print(json.dumps(values))
-
-
-def mount_rom():
-    """The bytes of the image stand for flash: the host takes them off every figure."""
-    path = os.getenv("ROM")
-    if not path:
-        return
-    import vfs
-
-    before = live()
-    with open(path, "rb") as file:
-        image = bytearray(file.seek(0, 2))
-        file.seek(0)
-        file.readinto(image)
-    vfs.mount(vfs.VfsRom(image), "/rom")
-    sys.path.insert(0, "/rom/lib")
-    say("rom", live() - before)
-
-
-def imports(names):
-    micropython.qstr_info()
-    for name in names:
-        before = live()
-        __import__(name)
-        after = live()
-        micropython.qstr_info()
-        say("module", name, after - before)
-
-
-def on_event(event):
-    if event.level == "error" or event.name == "link-down":
-        say("stuck", event.name, repr(event.fields))
-        sys.exit(1)
-
-
-def windows(length, count, every, states):
-    """A sensor as fast as records reach custody; marks the heap now and then."""
-    from edge_agent.interfaces import Sensor, Window
-
-    samples = array("h", bytes(2 * length))  # one buffer for all, as a driver has it
-
-    class Windows(Sensor):
-        n = 0
-
-        async def read(self):
-            due = self.n % every == 0 or self.n == count
-            ahead = 0 if due else AHEAD
-            start = time.ticks_ms()
-            while sum(states[0].journal.stats()["pending"]) > ahead:
-                await asyncio.sleep(0.05)
-                if time.ticks_diff(time.ticks_ms(), start) > STUCK_MS:
-                    say("stuck", self.n)
-                    sys.exit(1)
-            if due:
-                await asyncio.sleep(0.05)  # let every task come to rest
-                say("live", self.n, live())
-            if self.n == count:
-                return None
-            self.n += 1
-            for i in range(length):
-                samples[i] = (i * 7919 + self.n * 104729) % 16384 - 8192
-            return Window(samples, (), "")
-
-    return Windows()
-
-
-def run(path, count, every, native):
-    from edge_agent.config import Config
-    from edge_agent.domain import Domain
-    from mpy_port.crypto import StockCrypto
-
-    config = Config.load(path)
-    with open(config.domain, "rb") as file:
-        domain = Domain.load(file.read(), StockCrypto(), verify=False, lean=True)
-    say("mark", "configuration and domain", live())
-    from edge_agent.agent import Agent
-
-    say("mark", "code of the agent", live())
-    from mpy_port.boards.unix import unix_board
-
-    kernels = bytearray(native)
-    states = []
-    spec = domain.features
-    sensor = windows(spec.window * spec.axes, count, every, states)
-    board = unix_board(config, domain, sensor)
-    say("mark", "code of the board, model loaded", live())
-    agent = Agent(board, config, domain, on_event=on_event)
-    states.append(agent)
-    say("mark", "agent made, journal open", live())
-    asyncio.run(agent.run(True))
-    stats = agent.status()["journal_stats"]
-    say("end", count, sum(stats["pending"]), live(), len(kernels))
 
 
 def main():
     # Collect early: else what lives long is laid down all over the heap, between garbage.
-    gc.threshold(8192)
-    say("mark", "start", live())
-    mount_rom()
+    gc.threshold(4096)
+    gc.collect()
+    print('["mark", "start", %d]' % gc.mem_alloc())
+    path = os.getenv("ROM")
+    if path:
+        import vfs
+
+        # The bytes of the image stand for flash: the host takes them off every figure.
+        before = gc.mem_alloc()
+        with open(path, "rb") as file:
+            image = bytearray(file.seek(0, 2))
+            file.seek(0)
+            file.readinto(image)
+        vfs.mount(vfs.VfsRom(image), "/rom")
+        sys.path[:0] = ["/rom", "/rom/lib"]
+        gc.collect()
+        print('["rom", %d]' % (gc.mem_alloc() - before))
+    import memory_run
+
     if sys.argv[1] == "import":
         with open(sys.argv[2]) as file:
-            imports(json.load(file))
+            memory_run.imports(file.read())
     else:
-        run(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]))
+        memory_run.run(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]))
 
 
 main()
