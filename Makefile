@@ -7,11 +7,13 @@
 #   make fuzz      the damaged models alone
 #   make micropython  build MicroPython: .mpy compiler, 32-bit interpreter, QEMU firmware
 #   make natmod    build the native TFLite kernels for boards and for this machine
+#   make hil       the agent on emulated boards and a small Arm computer: cuts of every kind
+#   make hil-soak HOURS=n   the same boards, for hours
 #   make core32    the core's tests on a 32-bit MicroPython with 32-bit floats, as on a board
 #   make models    train and write the shipped model again
 #   make clean     remove what the above made
 .PHONY: help demo test venv debian lint types core core32 micropython natmod host bench
-.PHONY: torture fuzz models clean
+.PHONY: torture fuzz models clean firmware boards hil hil-soak
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -60,6 +62,25 @@ core32:
 
 host: venv debian
 	$(BIN)/python -m pytest -q -n auto --dist loadfile
+
+# Emulated boards with flash that remembers; see hw_tests/boards/README.md.
+firmware:
+	@sh tools/debian.sh mosquitto qemu-system-arm qemu-system-misc
+	@sh tools/micropython.sh mpy-cross qemu-rv32.elf qemu-m3.elf
+	@sh tools/natmod.sh rv32imc armv7m
+
+boards: venv firmware
+	HIL_SEED=$${HIL_SEED:-1} $(BIN)/python -m pytest -q -n auto --dist loadfile -m fast hw_tests
+
+hil: venv debian firmware
+	@sh tools/debian.sh debootstrap e2fsprogs
+	$(BIN)/python hw_tests/pi/image.py
+	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "fast or full" hw_tests
+	$(BIN)/python hw_tests/report.py --check
+
+HOURS ?= 1
+hil-soak: venv firmware
+	HOURS=$(HOURS) $(BIN)/python -m pytest -q -m soak hw_tests
 
 bench: venv debian
 	@for b in benchmarks/[a-z]*.py; do echo "== $$b"; $(BIN)/python $$b --check || bad=1; done; exit $${bad:-0}
