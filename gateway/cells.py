@@ -52,6 +52,7 @@ CELL_MAX = 64  # pointers at one key
 # Where a direction is cut, by how often it was cut before and what came out; times s / 1024.
 CUTS = ((0,), (-691, 691), (-1178, -326, 326, 1178))
 NEARNESS = 0.1  # how much the distance to a region's centroid counts beside that to its border
+SPREAD = 6  # first lookups of a probe that knows nothing, spread over levels
 KEY_BYTES = 20
 BUDGET = 24  # lookups of one query
 LABELS_MOST = 4
@@ -196,7 +197,7 @@ class Probe:
         if n > 1 and not self._depth and len(self._split) == 1 and not self._taken:
             # The first of all: look for the depth along the best way down.
             shallow = len(self._best) - 1
-            path = self._down((), shallow)
+            path, n = self._down((), shallow), min(n, SPREAD)
             found = sorted({path[: max(1, shallow * (i + 1) // n)] for i in range(n)})
             self._taken.update(found)
             return found
@@ -231,8 +232,8 @@ class Probe:
             return
         above = self._below.get(path, path)
         if len(above) < len(path):
-            # Too deep: the cell lies between.
-            self._deepest[above] = (len(above) + len(path)) // 2
+            # Too deep, usually by little.
+            self._deepest[above] = len(path) - 1
             self._push(above)
 
     def saw_split(self, path: Path) -> None:
