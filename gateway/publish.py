@@ -68,13 +68,24 @@ class Publisher:
         self._now_s = now_s
         self._lifetime_s = lifetime_s
         self._endpoint = endpoint
+        self._tokens: dict[tuple[bytes, bytes], bytes] = {}  # (thing, key) -> as announced
         self.counters: Counter[str] = Counter()
+
+    async def rekeyed(self) -> None:
+        """The network has a new key. What stood is taken from the media; that it is announced
+        again is the policies' business."""
+        tokens, self._tokens = self._tokens, {}
+        self._db.forget_network()
+        names = [(key, token) for (_, key), token in tokens.items()]
+        for at in range(0, len(names), 64):
+            await asyncio.gather(*(self._routes.withdraw(*n) for n in names[at : at + 64]))
 
     async def restore(self) -> int:
         """Announce again what stood when the last process ended; how many values."""
         now = int(self._now_s())
         self._db.forget_expired(now)
         rows = list(self._db.announced(now))
+        self._tokens.clear()
         for at in range(0, len(rows), 64):
             await asyncio.gather(*(self._put(row) for row in rows[at : at + 64]))
         return len(rows)
@@ -248,6 +259,7 @@ class Publisher:
 
     async def _put(self, row: Announced) -> None:
         token = _pointer(row, self._network).token(self._network)
+        self._tokens[row.thing, row.key] = token
         if await self._routes.announce(row.key, row.value, row.expires_s, token):
             self.counters["in the medium"] += 1
         else:

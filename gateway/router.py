@@ -25,6 +25,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ from gateway.routes import Found
 from gateway.routes.http import far, near
 from gateway.routeset import RouteSet
 from gateway.routing_config import RoutingConfig
-from gateway.routing_db import Interest, RoutingDb
+from gateway.routing_db import RoutingDb
 from gateway.routing_status import Rejections, status
 from gateway.serve import Listener, peer_app, server_context
 from gateway.similarity import Measure, measure
@@ -85,10 +86,10 @@ class Router:
         )
         gateway, seed = self.network.gateway, self.network.seed
         self.books = Codebooks(
-            self.settings.codebooks, self.domains, self.network, self.db, self._lifetime_s
+            self.settings.codebooks, self.domains, self.network, self.db, self.settings.lifetime_s
         )
         self.policies = Policies(
-            self.db, self.books.readers, self.measure, self._lifetime_s,
+            self.db, self.books.readers, self.measure, self.settings.lifetime_s,
             self.settings.announce, self.settings.agents,
         )  # fmt: skip
         self.announcers, self.agents = self.policies.announcers, self.policies.agents
@@ -113,7 +114,7 @@ class Router:
         )
         self.interests = Interests(self.db, time.time) if self.settings.watch else None
         self.watch = Watch(
-            self.network, self.routes, self.books.readers, self._labels_of, self.fetch,
+            self.network, self.routes, self.books.readers, self.likely, self.fetch,
             self.db, time.time, self.settings.watch_near,
         )  # fmt: skip
         self.feed = Feed(
@@ -122,7 +123,7 @@ class Router:
         )  # fmt: skip
         self.publisher = Publisher(
             self.network, self.crypto, self.routes, self.books.readers, self.db, time.time,
-            self._lifetime_s, self._endpoint,
+            self.settings.lifetime_s, self._endpoint,
         )  # fmt: skip
         self.unbelieved: Counter[str] = Counter()  # vouchers, by reason
         self.started_s = time.time()
@@ -131,10 +132,6 @@ class Router:
         self._audited = (0, 0)
         self.rejections = Rejections()
         self._due: dict[bytes, float] = {}
-
-    @property
-    def _lifetime_s(self) -> int:
-        return self.settings.lifetime_s
 
     # -- life -------------------------------------------------------------------------
 
@@ -162,6 +159,8 @@ class Router:
         )
         self._domains_changed()
         await self.routes.open()
+        if self._key_is_new():
+            await self._rekeyed()
         loops: list[Callable[[], Awaitable[None]]] = [self._announce_loop, self._housekeeping]
         if self.settings.watch:
             await self.watch.refresh()
@@ -229,7 +228,7 @@ class Router:
             if time.monotonic() - swept > SWEEP_S:
                 swept = time.monotonic()
                 self.feed.sweep()
-            if time.monotonic() - marked > min(SWEEP_S, self._lifetime_s / 8):
+            if time.monotonic() - marked > min(SWEEP_S, self.settings.lifetime_s / 8):
                 marked = time.monotonic()
                 await self.publisher.renew_markers()
                 self.db.forget_expired(int(time.time()))
@@ -244,6 +243,21 @@ class Router:
             await self.publisher.perform(domain, actions)
             await self._publish_agents(domain, now)
             self._due[domain] = now if len(actions) == 64 else announcer.next_due(now)
+
+    def _key_is_new(self) -> bool:
+        stamp = sha256(b"qis1 stamp" + self.network.key).hexdigest()[:16]
+        known = self.db.meta("network key", stamp)
+        self.db.set_meta("network key", stamp)
+        return bool(known != stamp)
+
+    async def _rekeyed(self) -> None:
+        """Everything stands anew, under keys that follow from the network's new one."""
+        log.warning("the network has a new key: announcing everything again")
+        await self.publisher.rekeyed()
+        for announcer in self.announcers.values():
+            announcer.again(int(time.time()))
+        self._due.clear()
+        await self.watch.refresh()
 
     def settled(self, domain: bytes) -> bool:
         """Whether all that came is read, and all that may go out now has gone out."""
@@ -267,6 +281,8 @@ class Router:
             await asyncio.sleep(HOUSEKEEPING_S)
             with self._keeping_the_old():
                 self.network.refresh()
+                if self._key_is_new():
+                    await self._rekeyed()
             with self._keeping_the_old():
                 new = self.domains.refresh()
                 if self.books.refresh() or new:
@@ -337,11 +353,8 @@ class Router:
         known = self.domains.get(domain)
         return measure(known.similarity if known else "cosine", known)
 
-    def _labels_of(self, interest: Interest) -> list[int]:
-        return [label for label, _ in self.likely(interest.domain, interest.vector, [])]
-
     def likely(
-        self, domain: bytes, vector: bytes, own: "list[tuple[int, int]]"
+        self, domain: bytes, vector: bytes, own: "Sequence[tuple[int, int]]" = ()
     ) -> "tuple[tuple[int, int], ...]":
         """Labels worth asking about, when nobody names one."""
         known = self.domains.get(domain)

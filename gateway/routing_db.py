@@ -161,6 +161,12 @@ class RoutingDb:
         self.run("DELETE FROM splits WHERE expires_s <= ?", (now_s,))
         return self.run("DELETE FROM announced WHERE expires_s <= ?", (now_s,)).rowcount
 
+    def forget_network(self) -> None:
+        """The network has another key: what stood under the old one is nobody's any more."""
+        with self.batch():
+            self.run("DELETE FROM announced")
+            self.run("DELETE FROM splits")
+
     def set_merged(self, thing: bytes, merged: int) -> None:
         self.run("UPDATE announced SET merged = ? WHERE thing = ?", (merged, thing))
 

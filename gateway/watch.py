@@ -124,7 +124,7 @@ class Watch:
         network: Network,
         routes: Watching,
         readers: Callable[[bytes], Sequence[Reader]],
-        labels: Callable[[Interest], Sequence[int]],
+        likely: Callable[[bytes, bytes], Sequence[tuple[int, int]]],
         fetch: Fetch,
         db: RoutingDb,
         now_s: Callable[[], float],
@@ -134,7 +134,7 @@ class Watch:
         self._network = network
         self._routes = routes
         self._readers = readers
-        self._labels = labels
+        self._likely = likely
         self._fetch = fetch
         self._db = db
         self._now_s = now_s
@@ -175,7 +175,9 @@ class Watch:
         )
         for interest in interests:
             unsure = interest.label is None
-            labels = self._labels(interest) if interest.label is None else (interest.label,)
+            labels = [interest.label] if interest.label is not None else []
+            if unsure:
+                labels = [label for label, _ in self._likely(interest.domain, interest.vector)]
             for reader in list(self._readers(interest.domain))[:2]:
                 for label in labels:
                     cells = CELLS_UNSURE if unsure else CELLS_SURE

@@ -329,6 +329,39 @@ def test_a_new_codebook_version_reaches_one_site_before_the_other(tmp_path):
     asyncio.run(story())
 
 
+def test_a_new_network_key_is_taken_up_while_running(tmp_path):
+    (case,) = vectors(1, 39)
+
+    async def story():
+        world = two(tmp_path)
+        north, south = world.sites
+        (id_,) = south.commit("d1", [(case, 1, 200)])
+        async with world:
+
+            async def there():
+                return id_.hex() in (await outcomes(north, case, 1))[0]
+
+            await until(there, what="announced")
+            old = {path.parent.name for path in pointer_files(tmp_path)}
+            for site in world.sites:
+                site.network.rekey(bytes(range(32)))
+
+            def moved():
+                now = {path.parent.name for path in pointer_files(tmp_path)}
+                return len(now) == 1 and not now & old
+
+            await until(moved, what="the cell has another key, and the old one is empty")
+            await until(there, what="found under the new key")
+
+    asyncio.run(story())
+
+
+def pointer_files(tmp_path):
+    """Whole files of pointers in the shared folder."""
+    found = [path for path in (tmp_path / "share").rglob("*") if path.is_file()]
+    return [path for path in found if len(path.name) == 32]
+
+
 def test_what_is_stored_elsewhere_is_no_outcome(tmp_path):
     """Nothing in the medium holds a frame, a payload or a vector, in the clear or sealed."""
     cases = vectors(30, 35)
