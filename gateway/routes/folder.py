@@ -221,7 +221,7 @@ class FolderRoute(LocalRoute):
         names = self._list_key(directory)
         gather.messages += 1
         values = []
-        for name in names:
+        for at, name in enumerate(names, 1):
             data = self._read(directory / name)
             gather.messages += 1
             if data is None:
@@ -234,6 +234,8 @@ class FolderRoute(LocalRoute):
             if entry[1] + _DEAD_S < self.clock():
                 self._bury(directory / name)
             elif len(values) >= PER_OWNER:
+                if at < len(names):
+                    gather.count("over_owner_cap", len(names) - at)
                 break
         return values
 
