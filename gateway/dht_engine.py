@@ -116,6 +116,7 @@ class Node:
         self._runner: Any = None
         self._kept: dict[int, tuple[Any, Any]] = {}
         self._listens: dict[bytes, Any] = {}
+        self._nobody = False  # the last operation named nobody
         self._flying = 0  # operations that will call back
         self._landed_s = 0.0
         self._seen: dict[bytes, tuple[float, str]] = {}  # node -> when named, its address
@@ -149,10 +150,33 @@ class Node:
         self.bootstrap(self.settings.seeds)
 
     def bootstrap(self, seeds: Iterable[tuple[str, int]]) -> None:
-        """Meet these nodes, again if need be. Names that do not resolve are left out."""
+        """Begin with these nodes. Names that do not resolve are left out; a node that knows
+        another already does nothing at all (`meet` does)."""
         for host, port in seeds:
             if port != self.port or host not in ("127.0.0.1", self.settings.host):
                 self._runner.bootstrap(host, str(port))
+
+    async def meet(self, others: Iterable[tuple[str, int]]) -> None:
+        """Greet these nodes, also when others are known: two networks grow together so."""
+        others = list(others)
+        if not self.near:
+            self.bootstrap(others)
+            return
+        for host, port in others:
+            with contextlib.suppress(OSError, ValueError):
+                found = await self._loop.getaddrinfo(
+                    host, port, family=socket.AF_INET, type=socket.SOCK_DGRAM
+                )
+                address, number = found[0][4][:2]
+                if number == self.port and address in ("127.0.0.1", self.settings.host):
+                    continue
+                (where,) = opendht.SockAddr.resolve(str(address), str(number))
+                self._flying += 1
+                self._runner.ping(where, lambda ok: self._soon(self._landed))
+
+    def _landed(self) -> None:
+        self._flying -= 1
+        self._landed_s = time.monotonic()
 
     def peers(self) -> list[bytes]:
         """Ids of other nodes that were named lately."""
@@ -189,12 +213,14 @@ class Node:
 
     def _named(self, nodes: "list[tuple[bytes, str]]") -> None:
         """An operation has ended and names these."""
-        now = self._landed_s = time.monotonic()
-        self._flying -= 1
+        self._landed()
+        now = self._landed_s
         others = [(node, address) for node, address in nodes if node != self.id]
         for node, address in others:
             self._seen[node] = now, address
-        self.near = len(others)
+        # One that names nobody may have been begun at a bad moment; a second one was not.
+        self.near = len(others) or (0 if self._nobody else self.near)
+        self._nobody = not others
         self.asked += len(others)
 
     async def put(

@@ -175,7 +175,7 @@ class Sidecar:
             pause = SEEDS_S if known else ALONE_SEEDS_S
             if time.monotonic() - met >= pause:
                 met = time.monotonic()
-                self.node.bootstrap(self.settings.seeds)
+                await self.node.meet(self.settings.seeds)
             if known:
                 self._keep_peers()
 
@@ -216,7 +216,7 @@ class Sidecar:
             peer = random.choice(peers)  # noqa: S311
             found = await self._read(claim_key(self.settings.network, peer))
             if not self._canary.other(found, len(peers)):
-                self.node.bootstrap(self.settings.seeds)
+                await self.node.meet(self.settings.seeds)
                 self._tell("lost")
 
     async def _read(self, key: bytes) -> "list[bytes]":

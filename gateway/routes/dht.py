@@ -50,6 +50,7 @@ POLL_S, POLL_UP_S = 0.1, 1.0
 WARM_S = 1.5
 SECOND_S = 60.0
 SWEEP_S = 300.0
+AGAIN_S = 2.0
 SWEEP_KEYS = 16  # looked up at a time, at most once a second
 GET_S = 4.0
 IDLE_MAX = 512
@@ -384,9 +385,7 @@ class DhtRoute(LocalRoute):
         for key in keys:
             if key in self._sweeps:
                 self._sweeps[key] = now + SWEEP_S
-        for key in keys:
-            number, _ = self._child.post("listen", key)
-            self._child.forget(number)
+        answers = {key: self._child.post("listen", key)[1] for key in keys}
         found: dict[bytes, dict[bytes, None]] = {key: {} for key in keys}
 
         def take(what: str, fields: list[Any]) -> None:
@@ -395,6 +394,10 @@ class DhtRoute(LocalRoute):
 
         with contextlib.suppress(Gone):
             await self._get(keys, take)
+        for key, answer in answers.items():
+            heeded = answer.done() and not answer.exception() and answer.result()
+            if key in self._sweeps and not heeded:
+                self._sweeps[key] = now + AGAIN_S  # it was alone just then
         for key, raw in found.items():
             if key in self._raw:
                 self._raw[key].update(raw)
