@@ -16,10 +16,9 @@ them; the expiry stands in the header (`file.py`). Entries may be anything (a de
 link, a directory, a gigabyte): only regular files are opened, without following links or
 blocking, and at most one byte more than a value can have is read.
 
-A watch polls. For each owner and watched key the times and inode of the directory are compared
-with the last look; when they differ, or did within the last seconds, the files are looked
-at, and those that changed are read. Every `FULL_S` everything is read again, for media
-whose directories lie about their times. A poll that takes long makes the next one later.
+A watch polls (`look.py`), every `POLL_S`; a poll that takes long makes the next one later.
+Every `FULL_S` it trusts nothing that it remembers, for media whose directories lie about
+their times.
 
 Files whose expiry passed a day ago are removed by whoever sees them, so that the dead do
 not pile up; an owner whose files vanish before their time writes them again.
@@ -29,42 +28,24 @@ import asyncio
 import errno
 import itertools
 import os
-import stat
 import time
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gateway.routes import KEY_SIZE, OWNER_SIZE, PER_OWNER, TOKEN_SIZE, RouteError
-from gateway.routes.file import FILE_MAX, decode, encode, is_hex
+from gateway.routes import KEY_SIZE, OWNER_SIZE, PER_OWNER, RouteError
+from gateway.routes.file import ENTRIES, NOFOLLOW, decode, encode, is_hex, list_values, read_file
 from gateway.routes.gather import Gather
 from gateway.routes.held import Name
-from gateway.routes.local import VERB_S, LocalRoute
+from gateway.routes.local import VERB_S, Away, LocalRoute
+from gateway.routes.look import Looker
 
 TMP = ".tmp"
 POLL_S = 0.2
 FULL_S = 10.0
-# A directory that changed this recently may change again within its clock's grain.
-_FRESH_S = 3.0
 _OWNERS, _STRANGERS = 4096, 64  # owner directories looked at; unknown ones of these
-_ENTRIES = 1024  # files of one owner under one key looked at
 _DEAD_S = 86400
 _CHECKED, _BURIED = 250, 20  # own files, and others' directories, looked at per check
-_NOFOLLOW = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-
-# What a file looked like: inode, size, time of change. A new look means read again.
-_Look = tuple[int, int, int]
-
-
-class _Seen:
-    """What the poll knows of one owner's directory for one key."""
-
-    __slots__ = ("changed_at", "files", "look")
-
-    def __init__(self) -> None:
-        self.look: _Look | None = None
-        self.changed_at = 0.0
-        self.files: dict[str, tuple[_Look, bytes, int]] = {}
 
 
 class FolderRoute(LocalRoute):
@@ -85,7 +66,7 @@ class FolderRoute(LocalRoute):
         self.poll_s = poll_s
         self._poll_task: asyncio.Task[None] | None = None
         self._polling = asyncio.Event()
-        self._seen: dict[tuple[str, bytes], _Seen] = {}
+        self._looker = Looker(self.folder, self._count)
         self._serial = 0
         self._unchecked: list[Name] = []
         self._graves = self._all_directories()
@@ -151,7 +132,7 @@ class FolderRoute(LocalRoute):
         home = self.mine / key.hex()
         tmp.parent.mkdir(parents=True, exist_ok=True)
         home.mkdir(exist_ok=True)
-        directory = os.open(home, _NOFOLLOW | os.O_DIRECTORY)
+        directory = os.open(home, NOFOLLOW | os.O_DIRECTORY)
         try:
             with open(tmp, "xb") as file:
                 file.write(data)
@@ -218,11 +199,11 @@ class FolderRoute(LocalRoute):
 
     def _read_key(self, owner: str, key: bytes, gather: Gather) -> list[tuple[bytes, int]]:
         directory = self.folder / owner / key.hex()
-        names = self._list_key(directory)
+        names = list_values(directory)
         gather.messages += 1
         values = []
         for at, name in enumerate(names, 1):
-            data = self._read(directory / name)
+            data = read_file(directory / name)
             gather.messages += 1
             if data is None:
                 continue
@@ -239,44 +220,12 @@ class FolderRoute(LocalRoute):
                 break
         return values
 
-    @staticmethod
-    def _list_key(directory: Path) -> list[str]:
-        names = []
-        try:
-            with os.scandir(directory) as entries:
-                for entry in entries:
-                    if is_hex(entry.name, TOKEN_SIZE):
-                        names.append(entry.name)
-                        if len(names) >= _ENTRIES:
-                            break
-        except (FileNotFoundError, NotADirectoryError):
-            pass
-        return names
-
-    @staticmethod
-    def _read(path: Path) -> bytes | None:
-        """b"" for what is no regular file, None for what went meanwhile."""
-        try:
-            fd = os.open(path, _NOFOLLOW)
-        except FileNotFoundError:
-            return None
-        except OSError:
-            return b""
-        try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                return b""
-            return os.read(fd, FILE_MAX + 1)
-        except OSError:
-            return b""
-        finally:
-            os.close(fd)
-
     def _bury_some(self) -> None:
         """A few directories of everybody's, on and on: what expired a day ago goes."""
         try:
             for directory in itertools.islice(self._graves, _BURIED):
-                for name in self._list_key(directory):
-                    entry = decode(self._read(directory / name) or b"")
+                for name in list_values(directory):
+                    entry = decode(read_file(directory / name) or b"")
                     if entry is not None and entry[1] + _DEAD_S < self.clock():
                         self._bury(directory / name)
                         self._count("buried")
@@ -286,7 +235,7 @@ class FolderRoute(LocalRoute):
     def _all_directories(self) -> Iterator[Path]:
         while True:
             for owner in self._list_owners():
-                for entry in itertools.islice(os.scandir(self.folder / owner), 10 * _ENTRIES):
+                for entry in itertools.islice(os.scandir(self.folder / owner), 10 * ENTRIES):
                     if is_hex(entry.name, KEY_SIZE):
                         yield self.folder / owner / entry.name
             yield self.folder  # so that an empty folder ends the turn
@@ -313,10 +262,10 @@ class FolderRoute(LocalRoute):
                 await self._polling.wait()
             started = time.monotonic()
             full = started >= full_at
-            keys = self._watched()
+            keys = frozenset(self._watched())
             try:
                 changed = await self._in_thread("poll", self._look, keys, full)
-            except OSError:
+            except (OSError, Away):
                 self._set_up(False)
                 changed = {}
             else:
@@ -327,76 +276,19 @@ class FolderRoute(LocalRoute):
             took = time.monotonic() - started
             await asyncio.sleep(max(self.poll_s, 2 * took))
 
-    def _look(self, keys: list[bytes], full: bool) -> dict[bytes, dict[bytes, int]]:
+    def _look(self, keys: frozenset[bytes], full: bool) -> dict[bytes, dict[bytes, int]]:
         """The state of each key that may have changed. Runs in the poll's own thread."""
-        now = time.monotonic()
-        owners = self._list_owners()
-        places = {(owner, key) for owner in owners for key in keys}
-        dirty = {key for owner, key in self._seen.keys() - places}
-        self._seen = {place: seen for place, seen in self._seen.items() if place in places}
-        for owner, key in places:
-            if self._look_at(owner, key, now, full):
-                dirty.add(key)
-        self.messages["watch"] += len(places) + 1
+        looker = self._looker
+        changed = looker.look(self._list_owners(), keys, full, time.monotonic())
         states = {}
-        for key in dirty.intersection(keys):
+        for key in changed:
             gather = self._gather([key])
-            for owner in owners:
-                seen = self._seen.get((owner, key))
-                for _, value, expires_s in seen.files.values() if seen else ():
-                    gather.add(key, value, expires_s, bytes.fromhex(owner))
+            for owner, value, expires_s in looker.values(key):
+                gather.add(key, value, expires_s, owner)
             states[key] = gather.state(key)
+        self.messages["watch"] += looker.take_messages()
         return states
-
-    def _look_at(self, owner: str, key: bytes, now: float, full: bool) -> bool:
-        """Whether anything is different from the last look."""
-        directory = self.folder / owner / key.hex()
-        look = _look_of(directory)
-        seen = self._seen.get((owner, key))
-        if seen is None:
-            if look is None:
-                return False
-            seen = self._seen[owner, key] = _Seen()
-        if look != seen.look:
-            seen.look, seen.changed_at = look, now
-        elif not full and now - seen.changed_at > _FRESH_S:
-            return False
-        if look is None:
-            had = bool(seen.files)
-            seen.files = {}
-            return had
-        return self._read_changed(directory, seen)
-
-    def _read_changed(self, directory: Path, seen: _Seen) -> bool:
-        names = self._list_key(directory)
-        different = False
-        for name in seen.files.keys() - set(names):
-            del seen.files[name]
-            different = True
-        for name in names:
-            look = _look_of(directory / name)
-            old = seen.files.get(name)
-            if look is None or (old is not None and old[0] == look):
-                continue
-            self.messages["watch"] += 1
-            data = self._read(directory / name)
-            entry = decode(data) if data is not None else None
-            if entry is None:
-                self._count("damaged")
-                different |= seen.files.pop(name, None) is not None
-            elif len(seen.files) < PER_OWNER or name in seen.files:
-                seen.files[name] = (look, *entry)
-                different = True
-        return different
 
     def _more_status(self) -> dict[str, Any]:
         others = set(self._owners) - {self.owner.hex()}
         return {"peers": len(others), "folder": str(self.folder)}
-
-
-def _look_of(path: Path) -> _Look | None:
-    try:
-        found = os.stat(path, follow_symlinks=False)
-    except OSError:
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns

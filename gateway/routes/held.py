@@ -79,6 +79,12 @@ class Held:
             slot.expires_s = max(slot.hidden.values(), default=0)
             heapq.heappush(self._times, (slot.expires_s, name))
 
+    def postpone(self, name: Name) -> None:
+        """The medium did not take it: everything else that is due comes first."""
+        if name in self.due:
+            del self.due[name]
+            self.due[name] = None
+
     def again(self, names: "list[Name] | None" = None) -> None:
         """The medium has lost these (None: everything): they are due once more."""
         for name in list(self.slots) if names is None else names:

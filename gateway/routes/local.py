@@ -332,6 +332,7 @@ class LocalRoute(Route):
                 put = self._put(*name, slot.value, slot.expires_s)
                 taken = await self._try("announce", put)
             if not taken:
+                self._held.postpone(name)
                 return False
             self._held.delivered(name, version, self.clock())
         return True
@@ -386,10 +387,13 @@ class LocalRoute(Route):
             self._reassert(lost)
 
     async def _deliver_due(self) -> bool:
-        """True when a turn's share was taken. Stops at the first refusal."""
+        """True when a turn's share was taken. Ends early when the medium only costs time."""
         names = list(itertools.islice(self._held.due, SHARE))
+        end = time.monotonic() + 1.0
+        taken: list[bool] = []
         for at in range(0, len(names), PARALLEL):
             some = [self._delivery(name) for name in names[at : at + PARALLEL]]
-            if not all(await asyncio.gather(*some)):
+            taken += await asyncio.gather(*some)
+            if not self.up or (not any(taken[at:]) and time.monotonic() > end):
                 return False
-        return True
+        return all(taken)

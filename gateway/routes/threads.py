@@ -41,7 +41,11 @@ class Threads:
         def ended() -> None:
             self._queued[pool] -= 1
 
-        job = self._pools[pool].submit(work, *arguments)
+        try:
+            job = self._pools[pool].submit(work, *arguments)
+        except RuntimeError:
+            self._queued[pool] -= 1
+            raise Away("closed")
         job.add_done_callback(lambda _: loop.is_closed() or loop.call_soon_threadsafe(ended))
         return await asyncio.wrap_future(job)
 

@@ -1,14 +1,17 @@
 """The parts of a route that do no I/O: fairness, wishes, differences, pages."""
 
+import asyncio
 import os
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from route_kit import later, until
 
 from gateway.routes import HELD_MAX, LIFETIME_MAX_S, PER_KEY, PER_OWNER, RouteError, pages
 from gateway.routes.gather import Gather
 from gateway.routes.held import Held
+from gateway.routes.local import LocalRoute
 from gateway.routes.watches import Watches
 
 NOW = 1_800_000_000
@@ -194,6 +197,74 @@ def test_a_watcher_may_end_itself_or_another_from_within():
     two, _ = watches.add([K], lambda key, value: heard.append(("second", value)))
     watches.appeared(K, b"v")
     assert heard == [("first", b"v")] and not watches.keys
+
+
+class Picky(LocalRoute):
+    """A medium in memory that never takes a value beginning with "bad"."""
+
+    name = "picky"
+
+    def __init__(self):
+        super().__init__(b"A" * 8)
+        self.has = {}
+
+    async def _start(self):
+        self._set_up(True)
+
+    async def _stop(self):
+        pass
+
+    async def _put(self, key, token, value, expires_s):
+        if value.startswith(b"bug"):
+            raise ValueError("on purpose")
+        if value.startswith(b"bad"):
+            return False
+        self.has[key, token] = value
+        return True
+
+    async def _drop(self, key, token):
+        return self.has.pop((key, token), None) is not None or True
+
+    async def _fetch(self, gather):
+        raise ValueError("on purpose")
+
+    async def _listen(self, keys):
+        pass
+
+    async def _unlisten(self, keys):
+        pass
+
+
+def test_what_is_refused_or_breaks_holds_up_nobody(caplog):
+    """Many announcements that are never taken, and good ones made while the medium is away."""
+
+    async def tell():
+        route = Picky()
+        await route.open()
+        try:
+            for n in range(20):
+                for value in (b"bad %d", b"bug %d"):
+                    k = bytes(19) + bytes((n,))
+                    assert not await route.announce(k, value % n, later(), os.urandom(16))
+            route._set_up(False)
+            for n in range(20):
+                k = b"k" * 19 + bytes((n,))
+                assert not await route.announce(k, b"good", later(), os.urandom(16))
+            route._set_up(True)
+
+            async def all_good():
+                return len(route.has) == 20
+
+            await until(all_good, 2)
+            assert route.status()["pending"] == 40
+            found = await route.lookup([k], 1)
+            assert found.values[k] == [b"good"] and found.missed == [k]
+            assert route.status()["counters"]["errors"] >= 20
+        finally:
+            await route.close()
+
+    asyncio.run(tell())
+    assert "on purpose" in caplog.text
 
 
 TOKENS = st.binary(min_size=16, max_size=16)
