@@ -96,19 +96,19 @@ def hit_of(voucher: Voucher) -> Hit:
 
 
 def likely_labels(
-    own: Sequence[tuple[int, int]], votes: Sequence[Hit], known: dict[int, int], labels: int
+    own: Sequence[tuple[int, int]], votes: Sequence[int], known: dict[int, int], labels: int
 ) -> tuple[tuple[int, int], ...]:
     """Up to four labels to ask about when nobody named one.
 
-    own: (label, confidence) the device said.  votes: local neighbours of any label.
+    own: (label, confidence) the device said.  votes: labels of local neighbours, nearest first.
     known: label -> outcomes held here.  labels: how many the domain has.  Places that are
     left go to the labels least known here: what one has never seen is what others can tell.
     """
     weights: dict[int, int] = {}
     for label, confidence in own:
         weights[label] = max(weights.get(label, 0), 64 + confidence // 2)
-    for place, hit in enumerate(votes[:16]):
-        weights[hit.label] = min(255, weights.get(hit.label, 0) + 24 - place)
+    for place, label in enumerate(votes[:16]):
+        weights[label] = min(255, weights.get(label, 0) + 24 - place)
     ranked = sorted(weights.items(), key=lambda pair: (-pair[1], pair[0]))[:LABELS_MOST]
     chosen = dict(ranked)
     for label in sorted(range(labels), key=lambda lab: (known.get(lab, 0), lab)):

@@ -18,7 +18,7 @@ from edge_agent.errors import EdgeError
 from edge_agent.frame import outcome_id
 from gateway.agents import Agents
 from gateway.announce import Announcer, Candidate
-from gateway.cells import assign
+from gateway.cells import Path, assign
 from gateway.reader import Reader
 from gateway.records import Stored, read_stored
 from gateway.routing_db import Local, RoutingDb
@@ -26,8 +26,8 @@ from gateway.store import Store
 from gateway.watch import UNSURE_BELOW, Interests
 
 POSITION = "position"
-ROWS = 500
-SWEEP_ROWS = 5000
+ROWS = 100  # at a time: the loop has other things to do, too
+SWEEP_ROWS = 100  # at a time: the loop has other things to do, too0
 
 
 class Feed:
@@ -104,12 +104,12 @@ class Feed:
             result, confirmed = judged[0], True
             label = label if judged[1] is None else judged[1]
         one = Local(
-            row, id_, record.domain_id, label, self._cell(record.domain_id, outcome.vector),
-            outcome.confidence, result, outcome.vector,
-        )  # fmt: skip
-        self._db.add_local([one])
+            row, id_, record.domain_id, label, 0, outcome.confidence, result, outcome.vector
+        )
+        cell, path, decoded = self._seen_by_codebook(one.domain, one.vector)
+        self._db.add_local([one._replace(cell=cell)])
         self.counters["outcomes"] += 1
-        self._offer(one, confirmed, bool(outcome.depth or outcome.parents))
+        self._offer(one, confirmed, bool(outcome.depth or outcome.parents), path, decoded)
         new = row > self._noted
         agents = self._agents.get(record.domain_id)
         if agents is not None and new and (confirmed or outcome.confidence >= UNSURE_BELOW):
@@ -128,32 +128,29 @@ class Feed:
         self._db.judge(about, label, result)
         announcer = self._announcers.get(one.domain)
         if announcer is not None and not announcer.judge(about, label):
-            self._offer(one._replace(label=label, result=result), True, False)
+            _, path, decoded = self._seen_by_codebook(one.domain, one.vector)
+            self._offer(one._replace(label=label, result=result), True, False, path, decoded)
 
-    def _offer(self, one: Local, confirmed: bool, synthesised: bool) -> None:
+    def _offer(
+        self, one: Local, confirmed: bool, synthesised: bool, cell: Path, decoded: bytes
+    ) -> None:
         announcer = self._announcers.get(one.domain)
-        readers = self._readers(one.domain)
-        if announcer is None or not readers:
-            return
-        book = readers[0].codebook
-        decoded = book.sketcher.rounded(one.vector)
-        cell = assign(book, decoded)[0][: book.levels1 + book.levels2]
-        announcer.offer(
-            Candidate(
+        if announcer is not None and decoded:
+            candidate = Candidate(
                 one.outcome, one.id, one.label, one.confidence, confirmed, synthesised,
                 decoded, cell,
-            ),
-            int(self._now_s()),
-        )  # fmt: skip
+            )  # fmt: skip
+            announcer.offer(candidate, int(self._now_s()))
 
-    def _cell(self, domain: bytes, vector: bytes) -> int:
-        """The level-1 region, 0 without a codebook."""
+    def _seen_by_codebook(self, domain: bytes, vector: bytes) -> "tuple[int, Path, bytes]":
+        """Level-1 region, path down to the codebook's regions, decoded sketch."""
         readers = self._readers(domain)
         if not readers:
-            return 0
+            return 0, (), b""
         book = readers[0].codebook
-        first, _ = book.nearest(book.place(vector))
-        return int(first[0])
+        decoded = book.sketcher.rounded(vector)
+        path = assign(book, decoded)[0][: book.levels1 + book.levels2]
+        return int("".join(map(str, path[: book.levels1])) or "0", 2), path, decoded
 
     def cells(self, domain: bytes, vector: bytes) -> list[int]:
         """Level-1 regions, nearest first, for routing_db.candidates."""
@@ -171,7 +168,9 @@ class Feed:
         while rows := self._db.local_rows(after, SWEEP_ROWS):
             after = rows[-1].outcome
             mine = [row for row in rows if row.domain == domain]
-            self._db.set_cells((self._cell(domain, row.vector), row.outcome) for row in mine)
+            self._db.set_cells(
+                (self._seen_by_codebook(domain, row.vector)[0], row.outcome) for row in mine
+            )
 
     def sweep(self) -> int:
         """Forget what retention has deleted; a part of the index each time."""

@@ -23,14 +23,13 @@ import os
 import secrets
 import signal
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from edge_agent.cpython.signer import HostCrypto
-from edge_agent.errors import ConfigError, RemoteError, StoreError
+from edge_agent.errors import ConfigError, StoreError
 from edge_agent.version import __version__
 from gateway.answers import Answer, Hit, Question, likely_labels
 from gateway.api import api_app
@@ -39,11 +38,12 @@ from gateway.codebooks import Codebooks
 from gateway.config import Domains, GatewayConfig
 from gateway.directory import Directory
 from gateway.feed import Feed
+from gateway.fetch import Fetcher
 from gateway.files import write_private
 from gateway.keys import Registry, load_master
 from gateway.network import Network, join_endpoint
 from gateway.origin import Origin
-from gateway.peers import FETCH, PING, Desk, PeerError, Request
+from gateway.peers import FETCH, PING, Desk, Request
 from gateway.policies import Policies
 from gateway.publish import Publisher
 from gateway.query import Engine
@@ -56,7 +56,7 @@ from gateway.routing_status import Rejections, status
 from gateway.serve import Listener, peer_app, server_context
 from gateway.similarity import Measure, measure
 from gateway.store import Store
-from gateway.voucher import Voucher, open_voucher
+from gateway.voucher import Voucher
 from gateway.watch import Interests, Watch
 
 log = logging.getLogger("gateway.router")
@@ -65,6 +65,8 @@ FEED_S = 0.2  # between looks at gateway.db
 HOUSEKEEPING_S = 1.0
 STATUS_S = 5.0
 SWEEP_S = 600.0
+AGENTS_S = 15
+WATCH_S = 2.0  # between changes of what is watched
 AUDIT_PER_S = 10  # refusals written down singly; the rest is counted
 
 
@@ -95,13 +97,14 @@ class Router:
         self.announcers, self.agents = self.policies.announcers, self.policies.agents
         self.directory = Directory()
         self.asker = Asker(self.network)
+        self.fetcher = Fetcher(self.network, self.asker, self.crypto)
         self.desk = Desk(
             self.crypto, gateway, self.network.peer, int(time.time()), self.settings.rules
         )
         self.routes = RouteSet(
             self.settings.make_routes(
                 self.network,
-                lambda other: far(self._ask, other),
+                lambda other: far(self.fetcher.ask, other),
                 lambda: near(self.directory, gateway),
             )
         )
@@ -125,13 +128,13 @@ class Router:
             self.network, self.crypto, self.routes, self.books.readers, self.db, time.time,
             self.settings.lifetime_s, self._endpoint,
         )  # fmt: skip
-        self.unbelieved: Counter[str] = Counter()  # vouchers, by reason
         self.started_s = time.time()
         self._listeners: list[Listener] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._audited = (0, 0)
         self.rejections = Rejections()
         self._due: dict[bytes, float] = {}
+        self._agents_due: dict[bytes, int] = {}
 
     # -- life -------------------------------------------------------------------------
 
@@ -213,6 +216,7 @@ class Router:
         """What is new, and what is due."""
         await self.publisher.restore()
         swept = marked = time.monotonic()
+        refreshed = 0.0
         version = -1
         while True:
             now_version = self.store.foreign_changes()
@@ -221,10 +225,12 @@ class Router:
                 while self.feed.step():
                     self._due.clear()
                     await asyncio.sleep(0)
-            if self.feed.new_interests:
-                self.feed.new_interests = 0
+            if self.feed.new_interests and time.monotonic() - refreshed > WATCH_S:
+                refreshed, self.feed.new_interests = time.monotonic(), 0
                 await self.watch.refresh()
             await self._publish_due()
+            for domain in self.agents:
+                await self._publish_agents(domain, int(time.time()))
             if time.monotonic() - swept > SWEEP_S:
                 swept = time.monotonic()
                 self.feed.sweep()
@@ -241,7 +247,6 @@ class Router:
                 continue
             actions = announcer.due(now, 64)
             await self.publisher.perform(domain, actions)
-            await self._publish_agents(domain, now)
             self._due[domain] = now if len(actions) == 64 else announcer.next_due(now)
 
     def _key_is_new(self) -> bool:
@@ -265,9 +270,10 @@ class Router:
         return read and self._due.get(domain, 0) > time.time()
 
     async def _publish_agents(self, domain: bytes, now: int) -> None:
-        agents = self.agents.get(domain)
-        if agents is None:
+        agents = self.agents[domain]
+        if now < self._agents_due.get(domain, 0):
             return
+        self._agents_due[domain] = now + AGENTS_S
         for agent in list(agents.vectors()):
             if self.registry.refusal(agent):
                 agents.forget(agent)
@@ -323,30 +329,7 @@ class Router:
     async def fetch(
         self, gateway: bytes, endpoint: str, ids: Sequence[bytes], near: Any, deadline_s: float
     ) -> list[Voucher]:
-        """Vouchers from their origin, verified. PeerError when it does not answer."""
-        peer = self._peer(gateway)
-        answer = await self.asker.ask(peer, FETCH, [list(ids), near], deadline_s, endpoint)
-        if type(answer) is not list or len(answer) != 2 or type(answer[0]) is not list:
-            raise PeerError("bad-field", "answer to fetch")
-        vouchers = []
-        most = len(ids) + (near[2] * len(near[3]) if near else 0)
-        for raw in answer[0][:most]:
-            try:
-                if type(raw) is not bytes:
-                    raise PeerError("bad-field", "voucher")
-                vouchers.append(open_voucher(self.crypto, gateway, peer.public, raw))
-            except RemoteError as error:
-                self.unbelieved[error.reason] += 1
-        return vouchers
-
-    def _peer(self, gateway: bytes) -> Any:
-        peer = self.network.peer(gateway)
-        if peer is None or peer.revoked_ms is not None:
-            raise PeerError("revoked" if peer else "unknown-peer", gateway.hex())
-        return peer
-
-    async def _ask(self, gateway: bytes, op: str, body: Any, deadline_s: float) -> Any:
-        return await self.asker.ask(self._peer(gateway), op, body, deadline_s)
+        return await self.fetcher.fetch(gateway, endpoint, ids, near, deadline_s)
 
     def measure(self, domain: bytes) -> Measure:
         """How alike two vectors of a domain are."""
@@ -358,9 +341,12 @@ class Router:
     ) -> "tuple[tuple[int, int], ...]":
         """Labels worth asking about, when nobody names one."""
         known = self.domains.get(domain)
-        votes = self.near(domain, None, vector, 16)
+        cells = self.feed.cells(domain, vector)
+        near = self.db.near(domain, None, vector, 16, self.measure(domain), cells)
         counts = self.db.label_counts(domain)
-        return likely_labels(own, votes, counts, len(known.labels) if known else 0)
+        return likely_labels(
+            own, [one.label for one in near], counts, len(known.labels) if known else 0
+        )
 
     async def ask(self, question: Question) -> Answer:
         return await self.engine.ask(question)

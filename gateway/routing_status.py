@@ -21,7 +21,7 @@ class Rejections:
             total += Counter({f"pointer {k}": v for k, v in reader.rejected.items()})
         for source, counts in (
             ("request", router.desk.refused),
-            ("voucher", router.unbelieved),
+            ("voucher", router.fetcher.unbelieved),
             ("origin", router.asker.failed),
             ("promise", router.engine.promises),
         ):

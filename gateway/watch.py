@@ -59,6 +59,7 @@ class Watching(Protocol):
     async def unwatch(self, handle: int) -> None: ...
 
 
+_Cell = tuple[int, Path]  # label, cell
 Fetch = Callable[[bytes, str, Sequence[bytes], None, float], Awaitable[list[Voucher]]]
 
 
@@ -139,6 +140,9 @@ class Watch:
         self._db = db
         self._now_s = now_s
         self._keys: dict[bytes, _Key] = {}
+        self._splits: dict[tuple[bytes, int], set[Path]] = {}
+        # (interest, codebook) -> what is watched for it
+        self._cells: dict[tuple[int, bytes], list[_Cell]] = {}
         self._told: list[tuple[bytes, bytes]] = []
         self._waiting: list[_Waiting] = []
         self._seen: OrderedDict[tuple[bytes, bytes, bytes], int] = OrderedDict()
@@ -173,35 +177,56 @@ class Watch:
         interests = sorted(
             self._db.interests(int(self._now_s())), key=lambda i: (i.label is not None, -i.id)
         )
+        self._splits.clear()
+        cells: dict[tuple[int, bytes], list[_Cell]] = {}
         for interest in interests:
-            unsure = interest.label is None
-            labels = [interest.label] if interest.label is not None else []
-            if unsure:
-                labels = [label for label, _ in self._likely(interest.domain, interest.vector)]
             for reader in list(self._readers(interest.domain))[:2]:
-                for label in labels:
-                    cells = CELLS_UNSURE if unsure else CELLS_SURE
-                    for path in self._cells(reader, label, interest.vector, cells):
-                        book = reader.codebook
-                        key = path_key(self._network.key, book.domain_id, book.version, label, path)
-                        if key not in wanted and len(wanted) >= KEYS_MAX:
-                            self.counters["too many keys"] += 1
-                            continue
-                        entry = wanted.setdefault(key, (reader, label, path, []))
-                        entry[3].append(interest)
+                name = (interest.id, reader.codebook.id)
+                cells[name] = self._around(interest, reader, self._cells.get(name, []))
+                for label, path in cells[name]:
+                    book = reader.codebook
+                    key = path_key(self._network.key, book.domain_id, book.version, label, path)
+                    if key not in wanted and len(wanted) >= KEYS_MAX:
+                        self.counters["too many keys"] += 1
+                        continue
+                    wanted.setdefault(key, (reader, label, path, []))[3].append(interest)
+        self._cells = cells
         return wanted
 
-    def _cells(self, reader: Reader, label: int, vector: bytes, count: int) -> list[Path]:
+    def _around(self, interest: Interest, reader: Reader, known: "list[_Cell]") -> "list[_Cell]":
+        """(label, cell) around an interest. Found anew only where a cell was split since."""
+        above = {(label, path[:-1]) for label, path in known}
+        leaves = [one for one in known if one not in above]
+        if leaves and not any(path in self._split(reader, label) for label, path in leaves):
+            return known
+        labels = [interest.label] if interest.label is not None else []
+        if interest.label is None:
+            labels = [label for label, _ in self._likely(interest.domain, interest.vector)]
+        count = CELLS_UNSURE if interest.label is None else CELLS_SURE
+        return [
+            (label, path)
+            for label in labels
+            for path in self._nearest(reader, label, interest.vector, count)
+        ]
+
+    def _split(self, reader: Reader, label: int) -> set[Path]:
+        """Cells known to be split; read once in a refresh."""
+        book = reader.codebook
+        found = self._splits.get((book.id, label))
+        if found is None:
+            now = int(self._now_s())
+            found = set(self._db.splits(book.domain_id, book.version, label, now))
+            self._splits[book.id, label] = found
+        return found
+
+    def _nearest(self, reader: Reader, label: int, vector: bytes, count: int) -> list[Path]:
         """The nearest leaves, and every cell above them: pointers go to the first with room,
         and what is at a cell when it is split stays there until it is renewed."""
-        book = reader.codebook
-        now = int(self._now_s())
-        splits = self._db.splits(book.domain_id, book.version, label, now)
-        probe = Probe(book, vector, count)
-        probe.seed_splits(splits or [()])
+        probe = Probe(reader.codebook, vector, count)
+        probe.seed_splits(self._split(reader, label))
         leaves = probe.take(1) + (probe.take(count - 1) if count > 1 else [])
         found = {leaf[:level] for leaf in leaves for level in range(1, len(leaf) + 1)}
-        return sorted(found)
+        return sorted(found, key=lambda path: (len(path), path))
 
     # -- what is told -----------------------------------------------------------------
 

@@ -309,13 +309,8 @@ def test_ten_thousand_pointers_of_one_gateway_hide_nobody(world):
 
 
 def test_labels_that_are_likely_and_labels_that_are_new():
-    facts = Facts(b"\x01" * 8, bytes(16), 0, 0)
-
-    def hit(label):
-        return Hit(bytes(8), bytes(16), label, bytes(64), 200, None, facts, 0.5, b"", True)
-
     known = {0: 500, 1: 400, 2: 300, 3: 3}
-    chosen = likely_labels([(1, 60)], [hit(0)] * 8, known, 6)
+    chosen = likely_labels([(1, 60)], [0] * 8, known, 6)
     assert [label for label, _ in chosen[:2]] == [0, 1]
     assert {label for label, _ in chosen[2:]} == {4, 5}, "never seen here"
     assert len(likely_labels([], [], {}, 2)) == 2
