@@ -17,7 +17,7 @@ from gateway.cells import assign
 from gateway.codebook import Codebook
 from gateway.query import FETCH_PER_LABEL
 from gateway.records import read_stored
-from gateway.sketch import KINDS, NAMES
+from gateway.sketch import KINDS, NAMES, SIGN, signs
 from gateway.voucher import Facts, make_voucher
 
 CRYPTO = HostCrypto()
@@ -28,8 +28,20 @@ def explained(wanted: np.ndarray, guess: np.ndarray) -> float:
     return float(1 - ((wanted - guess) ** 2).sum() / ((wanted - wanted.mean(0)) ** 2).sum())
 
 
+def what_a_stranger_has(book: "Codebook | None", rows: np.ndarray) -> np.ndarray:
+    """Numbers for a decoder: of a sign sketch all its bits, else the (decoded) vector."""
+    if book is None:
+        return rows / 32.0
+    sketches = book.sketcher.encode_many(rows)
+    return signs(sketches) if book.kind == SIGN else book.sketcher.decode_many(sketches) / 32.0
+
+
 def leakage(codebooks: "dict[int, Codebook]") -> "dict[str, dict[str, float]]":
-    """How much of the 48 features a decoder finds in a sketch; it learnt from people 1-3."""
+    """How much of the 48 features a decoder finds in a sketch; it learnt from people 1-3.
+
+    It may see its recordings densely (a window every 16 samples); those of people 4-10 it
+    has never seen.
+    """
     from sklearn.linear_model import Ridge
     from sklearn.neural_network import MLPRegressor
 
@@ -38,13 +50,9 @@ def leakage(codebooks: "dict[int, Codebook]") -> "dict[str, dict[str, float]]":
     x, y = features / deviation, wanted / deviation
     result = {}
     for name, book in {"exact vector": None, **{NAMES[k]: b for k, b in codebooks.items()}}.items():
-        seen, target = (
-            (rows if book is None else book.sketcher.decode_many(book.sketcher.encode_many(rows)))
-            / 32.0
-            for rows in (known, secret)
-        )
+        seen, target = (what_a_stranger_has(book, rows) for rows in (known, secret))
         net = MLPRegressor(
-            hidden_layer_sizes=(128,), max_iter=60, early_stopping=True, random_state=1
+            hidden_layer_sizes=(128,), max_iter=100, early_stopping=True, random_state=1
         )
         result[name] = {
             "ridge": explained(y, Ridge(alpha=1.0).fit(seen, x).predict(target)),

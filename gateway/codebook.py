@@ -9,7 +9,7 @@ coordinates anything.
 The file is a COSE_Sign1 (Ed25519) around a CBOR map:
 
     1 domain id, 8 bytes        2 version u16           3 sketch kind
-    4 steps: 64 x u8 (int4x64), gain u16 as an integer (sign256), 0 (int8)
+    4 steps: 64 x u8 (int4x64); decoder: 257 x 64 x int16, big endian (sign256); 0 (int8)
     5 offset: 64 x int8         6 radius u16, 0 for none
     7 centroids of level 1: k1 x 64 int8                8 of level 2: k1 x k2 x 64 int8
     9 similarity                10 vectors trained on   11 note, text     12 owner, 32 bytes
@@ -48,7 +48,7 @@ from edge_agent.domain import Domain
 from edge_agent.errors import CborError, CoseError, RemoteError
 from edge_agent.fingerprint import VECTOR_BYTES
 from edge_agent.interfaces import Crypto
-from gateway.sketch import GAIN_MAX, INT8, SIGN, SIZES, Int8, Sketcher, as_rows
+from gateway.sketch import DECODER_BYTES, INT8, SIGN, SIZES, Int8, Sketcher, as_rows
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -97,9 +97,7 @@ class Codebook:
         self.levels2 = self.k2.bit_length() - 1
         self._directions: dict[int, Ints] = {}
         self._gaps: tuple[Floats, Floats] | None = None
-        steps = content[4]
-        step = list(steps) if isinstance(steps, bytes) else max(1, steps)
-        self.sketcher = Sketcher(self.kind, self.domain_id, step, content[5], crypto)
+        self.sketcher = Sketcher(self.kind, self.domain_id, content[4] or 1, content[5], crypto)
         self._flat1 = _Nearest(self.centroids1)
         self._flat2 = [_Nearest(rows) for rows in self.centroids2]
 
@@ -204,7 +202,7 @@ def make_codebook(
     trained_on: int,
     note: str = "",
 ) -> bytes:
-    """The signed file. step: gain for sign256, 64 bytes for int4x64, 0 for int8.
+    """The signed file. step: 64 bytes for int4x64, decoder for sign256, 0 for int8.
 
     CodebookError when a reader would refuse it: a key that is not the domain owner's, too.
     """
@@ -327,8 +325,7 @@ def _check(content: "dict[Any, Any]") -> None:
     if kind not in SIZES:
         raise CodebookError("bad-field", f"sketch kind {kind}")
     if kind == SIGN:
-        if not _number(content, 4, GAIN_MAX, "gain"):
-            raise CodebookError("bad-field", "gain")
+        _bytes(content, 4, DECODER_BYTES, "decoder")
     elif kind == INT8:
         _number(content, 4, 0, "step")
     else:

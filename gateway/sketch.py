@@ -9,13 +9,16 @@ int4x64   32 bytes. q = clamp(round((v - offset) / step), -7, 7) per number, hal
           zero; two per byte, the first in the high half, two's complement (-8 is refused).
           decode: clamp(offset + q * step, -127, 127).
 sign256   32 bytes. Bit j = 1 when row j of a fixed 256 x 64 matrix of +-1 (purpose "sk", see
-          edge_agent.fingerprint) gives >= 0 for v - offset. decode adds the rows up again:
-          clamp(offset + ((sum of +-rows) * gain + 2^11 >> 12), -127, 127).
+          edge_agent.fingerprint) gives >= 0 for v - offset. decode is linear, by 257 rows of 64
+          16-bit numbers in 1/64: clamp((row 0 + sum of +-row j+1) + 32 >> 6, -127, 127), + for
+          a bit of 1. The rows are fitted to the vectors that the codebook was trained on.
 int8      64 bytes, the vector itself: nothing is hidden.
 
-Offset, steps and gain belong to the codebook, which learns them from its training vectors:
+Offset, steps and decoder belong to the codebook, which learns them from its training vectors:
 an embedding behind a ReLU is never negative, and without an offset half of the codes would
-be wasted. A sign sketch loses lengths and leaks less; it needs a codebook of its own.
+be wasted; a decoder that knows how the 64 numbers go together undoes far more of the signs
+than adding up the matrix's own rows. A sign sketch leaks less and finds less; it needs a
+codebook of its own.
 """
 
 from collections.abc import Sequence
@@ -37,8 +40,8 @@ NAMES = {number: name for name, number in KINDS.items()}
 SIZES = {INT4: 32, SIGN: 32, INT8: 64}
 PURPOSE_SKETCH = b"sk"
 ROWS = 256
-GAIN_SHIFT = 12
-GAIN_MAX = 0xFFFF
+DECODER_SHIFT = 6
+DECODER_BYTES = (ROWS + 1) * VECTOR_BYTES * 2
 
 
 class SketchError(RemoteError):
@@ -49,15 +52,15 @@ class Sketcher:
     """One kind of sketch for one domain.
 
     kind: a number or name of KINDS.  step: for int4x64 one step (1..127) for all numbers, or
-    64 of them; for sign256 the gain (1..65535); unused for int8.  offset: 64 int8 values,
-    subtracted before and added after.
+    64 of them; for sign256 the decoder, 257 x 64 big-endian int16; unused for int8.  offset:
+    64 int8 values, subtracted before and, for int4x64, added after.
     """
 
     def __init__(
         self,
         kind: "int | str",
         domain_id: bytes,
-        step: "int | Sequence[int]" = 8,
+        step: "int | bytes | Sequence[int]" = 8,
         offset: bytes = bytes(VECTOR_BYTES),
         crypto: "Crypto | None" = None,
     ) -> None:
@@ -69,13 +72,17 @@ class Sketcher:
         if len(offset) != VECTOR_BYTES:
             raise ValueError(f"offset of {len(offset)} bytes, {VECTOR_BYTES} wanted")
         self.offset = np.frombuffer(offset, np.int8).astype(np.int32)
-        steps = [step] * VECTOR_BYTES if isinstance(step, int) else list(step)
-        limit = GAIN_MAX if self.kind == SIGN else 127
-        if len(steps) != VECTOR_BYTES or not all(1 <= s <= limit for s in steps):
-            raise ValueError(f"step: 1 or {VECTOR_BYTES} numbers within 1..{limit} wanted")
-        self.steps = np.array(steps, np.int32)
         if self.kind == SIGN:
+            if not isinstance(step, bytes) or len(step) != DECODER_BYTES:
+                raise ValueError(f"step: a decoder of {DECODER_BYTES} bytes wanted")
             self._rows = projection_rows(domain_id, crypto)
+            table = np.frombuffer(step, ">i2").reshape(ROWS + 1, VECTOR_BYTES)
+            self._bias, self._decoder = table[0].astype(np.int64), table[1:].astype(np.float32)
+            return
+        steps = [step] * VECTOR_BYTES if isinstance(step, int) else list(step)
+        if len(steps) != VECTOR_BYTES or not all(1 <= s <= 127 for s in steps):
+            raise ValueError(f"step: 1 or {VECTOR_BYTES} numbers within 1..127 wanted")
+        self.steps = np.array(steps, np.int32)
 
     def encode(self, vector: bytes) -> bytes:
         """The sketch of 64 int8 values."""
@@ -118,22 +125,29 @@ class Sketcher:
                 raise SketchError("code", "-128")
             return sketches.view(np.int8).copy()
         if self.kind == SIGN:
-            values = (self.sums(sketches) * self.steps + (1 << GAIN_SHIFT - 1)) >> GAIN_SHIFT
+            # 256 numbers of 16 bits add up to less than 2^24: exact in float32.
+            sums = (signs(sketches) @ self._decoder).astype(np.int64) + self._bias
+            values = (sums + (1 << DECODER_SHIFT - 1)) >> DECODER_SHIFT
         else:
             codes = np.empty((len(sketches), VECTOR_BYTES), np.int32)
             codes[:, 0::2] = sketches >> 4
             codes[:, 1::2] = sketches & 15
             if (codes == 8).any():
                 raise SketchError("code", "-8")
-            values = ((codes ^ 8) - 8) * self.steps
-        out: Int8 = np.clip(values + self.offset, -127, 127).astype(np.int8)
+            values = (((codes ^ 8) - 8) * self.steps + self.offset).astype(np.int64)
+        out: Int8 = np.clip(values, -127, 127).astype(np.int8)
         return out
 
-    def sums(self, sketches: Bytes) -> npt.NDArray[np.int64]:
-        """(n, 64): for a sign sketch, the rows added up with the signs it holds."""
-        bits = np.unpackbits(sketches, axis=1).astype(np.float32) * 2 - 1
-        out: npt.NDArray[np.int64] = (bits @ self._rows).astype(np.int64)
-        return out
+
+def signs(sketches: Bytes) -> npt.NDArray[np.float32]:
+    """(n, 32) sign sketches -> (n, 256) of +-1."""
+    return np.unpackbits(sketches, axis=1).astype(np.float32) * 2 - 1
+
+
+def decoder_bytes(bias: npt.NDArray[np.float64], rows: npt.NDArray[np.float64]) -> bytes:
+    """The decoder of a sign sketch from what is added always, (64,), and by bit, (256, 64)."""
+    table = np.concatenate([bias[None], rows]) * (1 << DECODER_SHIFT)
+    return bytes(np.clip(np.rint(table), -32768, 32767).astype(">i2").tobytes())
 
 
 def projection_rows(

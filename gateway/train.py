@@ -4,7 +4,7 @@ Input are vectors that may be public or whose owners agreed; a few thousand are 
 or more are good. They never leave this process: the codebook holds averages only.
 
 1. The sketch's settings: per number the offset and step with the least squared error
-   (int4x64), or one gain by least squares (sign256).
+   (int4x64), or a linear decoder by least squares (sign256).
 2. Every vector is replaced by its decoded sketch, for that is what will be placed.
 3. k-means (scikit-learn, k-means++ seeding, Lloyd), one level after the other; then rounds of
    Lloyd in integers with the very assignment that cells use, so that rounding centroids to
@@ -42,7 +42,17 @@ from gateway.codebook import (
     to_radius,
 )
 from gateway.files import read_private
-from gateway.sketch import GAIN_MAX, GAIN_SHIFT, INT4, INT8, KINDS, SIGN, Int8, Sketcher
+from gateway.sketch import (
+    DECODER_BYTES,
+    INT4,
+    INT8,
+    KINDS,
+    SIGN,
+    Int8,
+    Sketcher,
+    decoder_bytes,
+    signs,
+)
 
 Floats = npt.NDArray[np.float64]
 
@@ -50,6 +60,7 @@ K1, K2 = 256, 16
 SEED = 1
 SAMPLE = 40_000  # vectors that level 1 is trained on, at most
 LEAST = 256  # vectors below which training refuses
+RIDGE = 100.0  # holds back the decoder of sign sketches where there are few vectors
 POLISH = 12  # rounds of integer Lloyd, at most
 TURNING = ("cosine", "hamming")  # similarities that do not see the length of a vector
 
@@ -80,8 +91,9 @@ def train(
     if not crypto.verify(domain.owner, crypto.sign(private_key, proof), proof):
         raise CodebookError("wrong-owner", "the key is not that of the domain's owner")
     sample = _sample(vectors, seed)
-    step, offset = settings(domain.id, sample, kind)
-    sketcher = Sketcher(kind, domain.id, _steps(step), offset)
+    with _one_thread():
+        step, offset = settings(domain.id, sample, kind)
+    sketcher = Sketcher(kind, domain.id, step or 1, offset)
     decoded = sketcher.decode_many(sketcher.encode_many(vectors))
     turning = domain.similarity in TURNING
     radius = radius_of(decoded) if turning else 0
@@ -112,12 +124,13 @@ def settings(domain_id: bytes, sample: Int8, kind: int) -> "tuple[int | bytes, b
     values = sample.astype(np.int32)
     if kind == SIGN:
         offset = np.clip(np.rint(values.mean(0)), -127, 127).astype(np.int8)
-        # The gain shows in the decoder alone: fit it to what gain 2^12 gives, before clamping.
-        plain = Sketcher(SIGN, domain_id, 1, offset.tobytes())
-        sums = plain.sums(plain.encode_many(sample)).astype(np.float64)
-        wanted = (values - offset).astype(np.float64)
-        gain = (sums * wanted).sum() / (sums * sums).sum() * (1 << GAIN_SHIFT)
-        return int(np.clip(round(gain), 1, GAIN_MAX)), offset.tobytes()
+        blank = Sketcher(SIGN, domain_id, bytes(DECODER_BYTES), offset.tobytes())
+        bits = signs(blank.encode_many(sample)).astype(np.float64)
+        centre, mean = bits.mean(0), values.mean(0)
+        bits -= centre
+        square = bits.T @ bits + RIDGE * np.eye(bits.shape[1])
+        rows = np.linalg.solve(square, bits.T @ (values - mean))
+        return decoder_bytes(mean - centre @ rows, rows), offset.tobytes()
     low, high = values.min(0), values.max(0)
     best = np.full(VECTOR_BYTES, np.inf)
     chosen = np.ones(VECTOR_BYTES, np.int32)
@@ -262,10 +275,6 @@ def _sample(rows: Int8, seed: int) -> Int8:
         return rows
     chosen = np.random.default_rng(seed).choice(len(rows), SAMPLE, replace=False)
     return rows[np.sort(chosen)]
-
-
-def _steps(step: "int | bytes") -> "int | list[int]":
-    return list(step) if isinstance(step, bytes) else max(1, step)
 
 
 # -- the command -----------------------------------------------------------------------

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from edge_agent.cpython.signer import HostCrypto
 from edge_agent.domain import Domain, Features, VectorSpace, make_domain
 from gateway.codebook import Codebook, make_codebook
-from gateway.sketch import INT4, INT8, SIGN
+from gateway.sketch import INT4, INT8, SIGN, decoder_bytes, projection_rows
 
 CRYPTO = HostCrypto()
 OWNER = bytes(range(32))
@@ -37,6 +37,12 @@ def clustered(n: int, seed: int = 0, clusters: int = 40, spread: float = 14.0):
     return np.clip(np.rint(rows), -127, 127).astype(np.int8), which
 
 
+def decoder(domain_id: bytes, gain: float = 0.04, offset: bytes = bytes(64)) -> bytes:
+    """For sign sketches: their own rows added up."""
+    bias = np.frombuffer(offset, np.int8).astype(np.float64)
+    return decoder_bytes(bias, gain * projection_rows(domain_id).astype(np.float64))
+
+
 @cache
 def codebook_file(
     kind: int = INT4, version: int = 1, k1: int = 16, k2: int = 4, radius: int = 0
@@ -44,7 +50,7 @@ def codebook_file(
     """Centroids are plain samples: good enough to test by, and quick."""
     first = clustered(k1, 1)[0]
     near = np.random.default_rng(2).normal(0, 10, (k1, k2, 64)) + first[:, None]
-    step = {INT4: bytes([10] * 64), SIGN: 150, INT8: 0}[kind]
+    step = {INT4: bytes([10] * 64), SIGN: decoder(domain().id), INT8: 0}[kind]
     return make_codebook(
         CRYPTO,
         OWNER,

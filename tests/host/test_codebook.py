@@ -6,7 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from codebook_kit import CRYPTO, OWNER, PUBLIC, SPACE, clustered, codebook, codebook_file, domain
+from codebook_kit import (
+    CRYPTO,
+    OWNER,
+    PUBLIC,
+    SPACE,
+    clustered,
+    codebook,
+    codebook_file,
+    decoder,
+    domain,
+)
 
 from edge_agent import cbor, cose
 from edge_agent.cpython.signer import HostCrypto
@@ -15,7 +25,7 @@ from edge_agent.errors import ConfigError
 from gateway import cells
 from gateway.cli import main
 from gateway.codebook import Codebook, CodebookError, in_use
-from gateway.sketch import INT4, INT8, KINDS, SIGN
+from gateway.sketch import INT4, INT8, KINDS, SIGN, Sketcher
 from gateway.train import order, train
 from models import make_codebook
 
@@ -139,6 +149,25 @@ def test_training_keeps_neighbours_together(kind, name):
     pure = sum(np.bincount(members).max() for members in regions.values())
     assert pure / 600 > 0.9
     assert len(regions) > 20
+
+
+def test_the_decoder_of_signs_is_fitted():
+    """Against adding up the matrix's own rows, at the best gain."""
+    vectors = clustered(3000, 7, clusters=30)[0]
+    data = train(similar("l2"), vectors, OWNER, SIGN, k1=16, k2=4)
+    book = Codebook.load(data, CRYPTO, similar("l2"))
+    fresh = clustered(500, 8, clusters=30)[0]
+    sketches = book.sketcher.encode_many(fresh)
+
+    def error(sketcher):
+        return ((sketcher.decode_many(sketches).astype(float) - fresh) ** 2).sum()
+
+    offset = book.sketcher.offset.astype(np.int8).tobytes()
+    plain = [
+        Sketcher(SIGN, book.domain_id, decoder(book.domain_id, gain, offset), offset)
+        for gain in (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
+    ]
+    assert error(book.sketcher) < 0.7 * min(map(error, plain))
 
 
 def test_order_is_a_tree():

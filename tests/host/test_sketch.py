@@ -2,22 +2,34 @@
 
 import numpy as np
 import pytest
+from codebook_kit import decoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_agent.cpython.signer import HostCrypto
 from edge_agent.fingerprint import Projection, signed
-from gateway.sketch import INT4, INT8, KINDS, SIGN, SIZES, Sketcher, SketchError, as_rows
+from gateway.sketch import (
+    DECODER_BYTES,
+    INT4,
+    INT8,
+    KINDS,
+    SIGN,
+    SIZES,
+    Sketcher,
+    SketchError,
+    as_rows,
+)
 
 CRYPTO = HostCrypto()
 DOMAIN = bytes(range(8))
 OFFSET = bytes((i * 5 - 100) & 255 for i in range(64))
+DECODER = np.random.default_rng(7).integers(-999, 1000, (257, 64))
 STEPS = [1 + i % 20 for i in range(64)]
 VECTORS = st.binary(min_size=64, max_size=64)
 SLOW = Projection(CRYPTO, DOMAIN, b"sk", 256, 64, lean=True)
 SKETCHERS = {
     INT4: Sketcher(INT4, DOMAIN, STEPS, OFFSET),
-    SIGN: Sketcher(SIGN, DOMAIN, 777, OFFSET),
+    SIGN: Sketcher(SIGN, DOMAIN, DECODER.astype(">i2").tobytes(), OFFSET),
     INT8: Sketcher(INT8, DOMAIN),
 }
 
@@ -46,11 +58,11 @@ def slow_decode(kind, sketch):
     offset = signed(OFFSET)
     out = []
     if kind == SIGN:
-        columns = [SLOW.apply([1 if i == c else 0 for i in range(64)]) for c in range(64)]
-        bits = [(sketch[j // 8] >> (7 - j % 8) & 1) * 2 - 1 for j in range(256)]
-        for column, o in zip(columns, offset, strict=True):
-            total = sum(a * b for a, b in zip(bits, column, strict=True))
-            out.append(clamp(o + ((total * 777 + 2048) >> 12)))
+        for column in DECODER.T.tolist():
+            total = column[0]
+            for j, number in enumerate(column[1:]):
+                total += number if sketch[j // 8] >> (7 - j % 8) & 1 else -number
+            out.append(clamp((total + 32) >> 6))
     else:
         for i, (step, o) in enumerate(zip(STEPS, offset, strict=True)):
             code = sketch[i // 2] >> (0 if i % 2 else 4) & 15
@@ -113,12 +125,14 @@ def test_settings_are_checked():
         (INT4, 0, bytes(64)),
         (INT4, 128, bytes(64)),
         (INT4, [1] * 63, bytes(64)),
-        (SIGN, 65536, bytes(64)),
+        (SIGN, 8, bytes(64)),
+        (SIGN, bytes(100), bytes(64)),
         (INT4, 1, bytes(63)),
     ):
         with pytest.raises(ValueError):
             Sketcher(kind, DOMAIN, step, offset)
-    assert {name: Sketcher(name, DOMAIN).kind for name in KINDS} == KINDS
+    made = {n: Sketcher(n, DOMAIN, bytes(DECODER_BYTES) if n == "sign256" else 8) for n in KINDS}
+    assert {name: one.kind for name, one in made.items()} == KINDS
     with pytest.raises(ValueError):
         SKETCHERS[INT4].encode(bytes(63))
 
@@ -141,7 +155,7 @@ def test_sketches_keep_what_is_near(kind):
     base = rng.normal(0, 35, (200, 64))
     twin = np.clip(base + rng.normal(0, 4, base.shape), -127, 127).astype(np.int8)
     base = np.clip(base, -127, 127).astype(np.int8)
-    sketcher = Sketcher(kind, DOMAIN, 150 if kind == SIGN else 12)
+    sketcher = Sketcher(kind, DOMAIN, decoder(DOMAIN) if kind == SIGN else 12)
     a = sketcher.decode_many(sketcher.encode_many(base)).astype(float)
     b = sketcher.decode_many(sketcher.encode_many(twin)).astype(float)
     distance = ((a[:, None] - b[None]) ** 2).sum(2)
