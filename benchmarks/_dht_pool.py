@@ -72,7 +72,7 @@ class Pool:
         end = time.monotonic() + seconds
         for node in self.nodes:
             while await node.look() < least and time.monotonic() < end:
-                node.bootstrap(node.settings.seeds)
+                await node.meet(node.settings.seeds)
                 await asyncio.sleep(0.1)
         return [node.near for node in self.nodes]
 
@@ -105,7 +105,7 @@ class Pool:
             envelopes = (parse(data) for data in values)
             found[key].update(e.value for e in envelopes if e and e.value[:20] == key)
 
-        while not self.nodes[node].near:
+        while self.nodes[node].alone:
             await self.nodes[node].look()
             await asyncio.sleep(0.1)
         began = time.monotonic()

@@ -2,7 +2,7 @@
 
 A sidecar that ends, however it ends, is started again after a pause that doubles from
 `PAUSES` and begins anew once one has lived for `HEALTHY_S`. One that does not answer for
-`ANSWER_S` is killed first. One that refuses to run (`gateway.dht_settings.Refused`) says
+`HUNG_S` is killed first. One that refuses to run (`gateway.dht_settings.Refused`) says
 why; it is tried again as well, more slowly, since a port or a folder may come free.
 """
 
@@ -27,7 +27,7 @@ log = logging.getLogger("edge_gateway.routes")
 PAUSES = (0.05, 10.0)
 REFUSED_PAUSE_S = 2.0
 HEALTHY_S = 30.0
-ANSWER_S, STARTUP_S = 5.0, 15.0
+ANSWER_S, HUNG_S = 5.0, 15.0
 END_S = 3.0
 
 
@@ -217,10 +217,10 @@ class Child:
         while True:
             await asyncio.sleep(ANSWER_S)
             try:
-                async with asyncio.timeout(ANSWER_S):
+                async with asyncio.timeout(HUNG_S):
                     await self.ask("status")
             except Gone:
-                if time.monotonic() - began < STARTUP_S:
+                if time.monotonic() - began < HUNG_S:
                     continue
             except TimeoutError:
                 pass

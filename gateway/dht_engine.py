@@ -54,6 +54,7 @@ POLL_S = 0.02
 # Values taken of one key. A flood beyond it is cut; the reader gets what came first.
 RAW_MAX = 2048
 LISTEN_MAX = 2048
+ALONE_S, VAIN = 15.0, 3
 SEEN_S = 600.0  # another node counts as known for this long after it was last named
 
 _ENTRY = re.compile(r"Node ([0-9a-f]{40}) (\S+:\d+)\s.*(\[good\])?")
@@ -110,13 +111,17 @@ class Node:
         self.port = 0
         self.oversized = 0
         self.asked = 0  # nodes that operations had to do with, each at least one request
-        self.near = 0  # nodes that the last operation named
+        self.near = 0  # nodes that the last operation named that named any
+        self.alone = True  # nobody was named yet, or not for `ALONE_S`
+        self.unheard = True  # the last operation named nobody
         self._heard = heard
         self._loop: asyncio.AbstractEventLoop
         self._runner: Any = None
         self._kept: dict[int, tuple[Any, Any]] = {}
         self._listens: dict[bytes, Any] = {}
-        self._nobody = False  # the last operation named nobody
+        self._named_s = 0.0
+        self._vain = 0  # operations in a row that named nobody
+        self._met: set[tuple[str, int]] = set()
         self._flying = 0  # operations that will call back
         self._landed_s = 0.0
         self._seen: dict[bytes, tuple[float, str]] = {}  # node -> when named, its address
@@ -147,22 +152,20 @@ class Node:
             kind = opendht.ValueType(number, name, timedelta(seconds=life))
             self._runner.registerType(kind)
         self.port = int(str(self._runner.getBound()).rpartition(":")[2])
-        self.bootstrap(self.settings.seeds)
-
-    def bootstrap(self, seeds: Iterable[tuple[str, int]]) -> None:
-        """Begin with these nodes. Names that do not resolve are left out; a node that knows
-        another already does nothing at all (`meet` does)."""
-        for host, port in seeds:
-            if port != self.port or host not in ("127.0.0.1", self.settings.host):
-                self._runner.bootstrap(host, str(port))
+        for host, seed in self.settings.seeds:
+            if seed != self.port or host not in ("127.0.0.1", self.settings.host):
+                self._met.add((host, seed))
+                self._runner.bootstrap(host, str(seed))
 
     async def meet(self, others: Iterable[tuple[str, int]]) -> None:
-        """Greet these nodes, also when others are known: two networks grow together so."""
-        others = list(others)
-        if not self.near:
-            self.bootstrap(others)
-            return
+        """Greet these nodes: to begin with, after all went silent, and so that networks
+        that formed apart grow together. Names that do not resolve are left out."""
         for host, port in others:
+            if (host, port) not in self._met:
+                # The engine keeps each for good, and does nothing more about it while it
+                # knows any other node. A greeting always goes out.
+                self._met.add((host, port))
+                self._runner.bootstrap(host, str(port))
             with contextlib.suppress(OSError, ValueError):
                 found = await self._loop.getaddrinfo(
                     host, port, family=socket.AF_INET, type=socket.SOCK_DGRAM
@@ -190,8 +193,9 @@ class Node:
 
     async def look(self, deadline_s: float = 2.0) -> int:
         """See who is near us now; `near`. Alone: greet those who know us."""
-        if self.near or not self._idle() or self._greet():
-            await self._get([self.id], deadline_s, lambda *_: None)
+        if self.alone and self._idle() and not await self._greet():
+            return 0
+        await self._get([self.id], deadline_s, lambda *_: None)
         return self.near
 
     def counts(self) -> "list[int] | None":
@@ -203,12 +207,12 @@ class Node:
         quiet = time.monotonic() - self._landed_s > _QUIESCENT_S
         return quiet and not self._flying and not self._listens
 
-    def _greet(self) -> bool:
+    async def _greet(self) -> bool:
         """True when a node in the table has answered; else ask all of them to."""
         table = str(self._runner.getRoutingTablesLog(socket.AF_INET))
         if "[good]" in table:
             return True
-        self.bootstrap(parse_address(found[2]) for found in _ENTRY.finditer(table))
+        await self.meet(parse_address(found[2]) for found in _ENTRY.finditer(table))
         return False
 
     def _named(self, nodes: "list[tuple[bytes, str]]") -> None:
@@ -218,16 +222,21 @@ class Node:
         others = [(node, address) for node, address in nodes if node != self.id]
         for node, address in others:
             self._seen[node] = now, address
-        # One that names nobody may have been begun at a bad moment; a second one was not.
-        self.near = len(others) or (0 if self._nobody else self.near)
-        self._nobody = not others
+        self.unheard = not others
+        if others:
+            self.near, self.alone, self._vain, self._named_s = len(others), False, 0, now
+        else:
+            # One that names nobody proves little: a busy machine answers late.
+            self._vain += 1
+            if self._vain >= VAIN and now - self._named_s > ALONE_S:
+                self.near, self.alone = 0, True
         self.asked += len(others)
 
     async def put(
         self, handle: int, key: bytes, value_id: int, data: bytes, kind: int = POINTER_TYPE
     ) -> bool:
         """Announce until `cancel(handle)`. True when another node has taken it."""
-        if not self.near or not 0 < len(data) <= ENVELOPE_MAX:
+        if self.alone or not 0 < len(data) <= ENVELOPE_MAX:
             return False
         self.cancel(handle)
         value = opendht.Value(data, kind)  # the second argument is the type
@@ -259,7 +268,7 @@ class Node:
 
     async def get(self, keys: Sequence[bytes], deadline_s: float, brought: Brought) -> int:
         """Look up; tells `brought` as values come. The number of keys that were answered."""
-        return await self._get(keys, deadline_s, brought) if self.near else 0
+        return 0 if self.alone else await self._get(keys, deadline_s, brought)
 
     async def _get(self, keys: Sequence[bytes], deadline_s: float, brought: Brought) -> int:
         end = time.monotonic() + deadline_s
@@ -326,7 +335,7 @@ class Node:
         too many keys."""
         if key in self._listens:
             return True
-        if len(self._listens) >= LISTEN_MAX or not self.near:
+        if len(self._listens) >= LISTEN_MAX or self.alone:
             return False
 
         def value_came(value: Any, expired: bool) -> bool:

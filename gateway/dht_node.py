@@ -28,14 +28,14 @@ from typing import Any
 from edge_agent.errors import StoreError
 from gateway import dht_settings, dht_wire
 from gateway.dht_canary import Canary, claim_key
-from gateway.dht_engine import CANARY_TYPE, Node
+from gateway.dht_engine import CANARY_TYPE, Node, parse_address
 from gateway.dht_settings import Refused
 
 READ_S = 2.0
 # How soon the node says its own claim after it met others; how often it meets its seeds.
 FIRST_BEAT_S = 2.0
-ALONE_S, YOUNG_LOOK_S, SEEDS_S = 0.2, 0.5, 60.0
-YOUNG_S, ALONE_SEEDS_S = 5.0, 2.0
+ALONE_LOOK_S, LOOK_S, YOUNG_S = 0.2, 0.5, 5.0
+SEEDS_S, GREET_S = 60.0, 1.0
 CANARY_HANDLE = 0
 # Values in one event, so that a message stays far below what the wire allows.
 BATCH = 256
@@ -57,6 +57,7 @@ class Sidecar:
         self._gets: dict[int, asyncio.Task[None]] = {}
         self._told = 0
         self._kept: set[str] = set()
+        self._old_peers: tuple[tuple[str, int], ...] = ()
         self.refused: Refused | None = None
         self.ended = asyncio.Event()
 
@@ -73,7 +74,7 @@ class Sidecar:
         self.node.start(port)
         if self.node.port != self._who.port:
             dht_settings.keep(self.settings.state, self._who._replace(port=self.node.port))
-        self.node.bootstrap(dht_settings.peers(self.settings.state))
+        self._old_peers = dht_settings.peers(self.settings.state)
         self._tell("up", {"id": self._who.id, "port": self.node.port})
         self._task(self._meet())
         self._task(self._beat())
@@ -131,8 +132,9 @@ class Sidecar:
     def _status(self) -> "dict[str | int, object]":
         canary = self._canary
         return {
-            "peers": self.node.near and len(self.node.peers()),
+            "peers": 0 if self.node.alone else len(self.node.peers()),
             "near": self.node.near,
+            "alone": self.node.alone,
             "putting": self.node.putting,
             "listening": self.node.listening,
             "oversized": self.node.oversized,
@@ -167,16 +169,23 @@ class Sidecar:
     async def _meet(self) -> None:
         """Look who is there; meet the seeds again, so that islands that formed apart grow
         together."""
+        await self.node.meet(self._old_peers)
         born = met = time.monotonic()
         while True:
-            known = await self.node.look()
+            await self.node.look()
+            away = self.node.alone or self.node.unheard
             young = time.monotonic() - born < YOUNG_S
-            await asyncio.sleep(ALONE_S if not known else YOUNG_LOOK_S if young else SEEDS_S)
-            pause = SEEDS_S if known else ALONE_SEEDS_S
-            if time.monotonic() - met >= pause:
+            if self.node.alone:
+                await asyncio.sleep(ALONE_LOOK_S)
+            else:
+                await asyncio.sleep(LOOK_S if young or away else SEEDS_S)
+            if time.monotonic() - met >= (GREET_S if away else SEEDS_S):
                 met = time.monotonic()
                 await self.node.meet(self.settings.seeds)
-            if known:
+                if away:
+                    await self.node.meet(self._old_peers)
+                    await self.node.meet(map(parse_address, self.node.addresses()[:8]))
+            if not away:
                 self._keep_peers()
 
     def _keep_peers(self) -> None:
@@ -188,10 +197,10 @@ class Sidecar:
 
     async def _beat(self) -> None:
         while True:
-            while not self.node.near:
+            while self.node.alone:
                 await asyncio.sleep(0.2)
             await asyncio.sleep(min(FIRST_BEAT_S, self.settings.canary_s))
-            while self.node.near:
+            while not self.node.alone:
                 await self._one_beat()
                 await asyncio.sleep(self.settings.canary_s * random.uniform(0.9, 1.1))  # noqa: S311
 

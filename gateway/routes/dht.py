@@ -144,7 +144,7 @@ class DhtRoute(LocalRoute):
             try:
                 async with asyncio.timeout(GET_S):
                     self._judge(await self._child.ask("status"))
-                if self.up and self._node["peers"]:
+                if self.up and not self._alone():
                     await self._sweep()
             except (Gone, TimeoutError):
                 pass
@@ -156,7 +156,7 @@ class DhtRoute(LocalRoute):
         """Up or not, from what the node says."""
         self._node = node
         now, peers = time.monotonic(), node["peers"]
-        if not peers:
+        if node["alone"]:
             self._met = 0.0
             self._set_up(not self.settings.seeds and self._child.running)
             return
@@ -195,7 +195,7 @@ class DhtRoute(LocalRoute):
             self._set_up(False)
 
     def _alone(self) -> bool:
-        return not self._node.get("peers")
+        return bool(self._node.get("alone", True))
 
     # -- announcing ---------------------------------------------------------------------
 

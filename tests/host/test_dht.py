@@ -123,6 +123,7 @@ async def test_a_killed_sidecar_is_back_with_everything(net):
 @told
 async def test_a_sidecar_that_hangs_is_replaced(net):
     net.monkeypatch.setattr(dht_child, "ANSWER_S", 0.4)
+    net.monkeypatch.setattr(dht_child, "HUNG_S", 1.0)
     await net.seed()
     a = await net.open("a")
     old = a.sidecar_pid
