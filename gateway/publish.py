@@ -24,7 +24,7 @@ from gateway.announce import WITHDRAW, Action
 from gateway.cells import Path, assign, path_key, settle
 from gateway.network import Network
 from gateway.pointer import AGENT, MARKER, OUTCOME, Pointer, seal
-from gateway.query import SPLITS_S
+from gateway.query import SEED_BELOW, SPLITS_S
 from gateway.reader import Reader
 from gateway.routes import Found
 from gateway.routing_db import Announced, RoutingDb
@@ -194,7 +194,7 @@ class Publisher:
             for path, key in zip(wanted, keys, strict=True):
                 read = reader.read(key, found.values.get(key, ()), now)
                 seen[path] = reader.room(read, id_)
-                if read.split:
+                if read.split and len(read.claims) < SEED_BELOW:
                     self._db.learn_split(book.domain_id, book.version, label, path, now + SPLITS_S)
         for path in settled.markers:
             await self._mark(reader, label, path)
@@ -211,7 +211,6 @@ class Publisher:
             now, now + self._lifetime_s,
         )  # fmt: skip
         await self._announce(marker, now, 0, None)
-        self._db.learn_split(book.domain_id, book.version, label, path, now + SPLITS_S)
         self.counters["marker"] += 1
 
     async def renew_markers(self) -> None:

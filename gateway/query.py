@@ -48,6 +48,8 @@ NEAR_MAX = 32
 K_MAX = 100
 DEADLINE_MAX_S = 30.0
 SPLITS_S = 3600  # a marker that was seen is believed for so long
+# A split cell that still holds more pointers is worth asking for their sake.
+SEED_BELOW = 8
 # Of the time there is, lookups get this much: what they find must still be fetched.
 LOOKUP_SHARE = 0.55
 
@@ -169,7 +171,7 @@ class Engine:
                 answer.pointers += len(read.claims)
                 if key not in missed:
                     probe.saw(path, len(read.claims), read.split)
-                if read.split:
+                if read.split and len(read.claims) < SEED_BELOW:
                     book = reader.codebook
                     until_s = int(self.now_s()) + SPLITS_S
                     self.splits.learn_split(book.domain_id, book.version, label, path, until_s)

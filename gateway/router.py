@@ -37,6 +37,7 @@ from gateway.ask import Asker
 from gateway.codebooks import Codebooks
 from gateway.config import Domains, GatewayConfig
 from gateway.directory import Directory
+from gateway.explore import Explorer
 from gateway.feed import Feed
 from gateway.fetch import Fetcher
 from gateway.files import write_private
@@ -120,6 +121,9 @@ class Router:
             self.network, self.routes, self.books.readers, self.likely, self.fetch,
             self.db, time.time, self.settings.watch_near,
         )  # fmt: skip
+        self.explorer = Explorer(
+            self.network, self.lookup, self.books.readers, self.likely, self.db, time.time
+        )
         self.feed = Feed(
             self.store, self.db, registry.secret, self.domains, self.books.readers,
             self.announcers, self.agents, self.interests, time.time,
@@ -168,6 +172,7 @@ class Router:
         if self.settings.watch:
             await self.watch.refresh()
             self._tasks.append(asyncio.create_task(self.watch.run()))
+            loops.append(self.explorer.turn)
         self._tasks += [asyncio.ensure_future(self._forever(loop)) for loop in loops]
         log.info(
             "routing of gateway %s: peers on port %d, routes %s",
@@ -206,6 +211,7 @@ class Router:
         while True:
             try:
                 await turn()
+                await asyncio.sleep(0)
             except Exception:
                 log.exception("a turn failed; going on")
                 await asyncio.sleep(1.0)

@@ -56,6 +56,7 @@ def status(router: "Router") -> dict[str, Any]:
         "feed": {"row": router.feed.last, **router.feed.counters},
         "published": dict(router.publisher.counters),
         "watch": router.watch.status(),
+        "explored": dict(router.explorer.counters),
         "queries": router.engine.asked,
         "asked": dict(router.asker.asked),
         "bytes": {"out": router.asker.bytes_out, "in": router.asker.bytes_in},

@@ -31,7 +31,7 @@ from gateway.answers import label_of
 from gateway.cells import Path, Probe, path_key
 from gateway.network import Network
 from gateway.pointer import Pointer
-from gateway.query import FETCH_AT_ONCE, SPLITS_S, broken_promise
+from gateway.query import FETCH_AT_ONCE, broken_promise
 from gateway.reader import Reader
 from gateway.routes import Callback
 from gateway.routing_db import Interest, RoutingDb
@@ -141,6 +141,7 @@ class Watch:
         self._now_s = now_s
         self._keys: dict[bytes, _Key] = {}
         self._splits: dict[tuple[bytes, int], set[Path]] = {}
+        self._seen_splits: dict[tuple[bytes, int], set[Path]] = {}
         # (interest, codebook) -> what is watched for it
         self._cells: dict[tuple[int, bytes], list[_Cell]] = {}
         self._told: list[tuple[bytes, bytes]] = []
@@ -216,6 +217,7 @@ class Watch:
         if found is None:
             now = int(self._now_s())
             found = set(self._db.splits(book.domain_id, book.version, label, now))
+            found |= self._seen_splits.get((book.id, label), set())
             self._splits[book.id, label] = found
         return found
 
@@ -272,13 +274,10 @@ class Watch:
                 continue
             read = entry.reader.read(key, values, now)
             self.counters["rejected"] += sum(read.rejected.values())
-            if read.split:
-                book = entry.reader.codebook
-                known = self._db.splits(book.domain_id, book.version, entry.label, now)
-                self._stale = self._stale or entry.path not in known
-                self._db.learn_split(
-                    book.domain_id, book.version, entry.label, entry.path, now + SPLITS_S
-                )
+            name = (entry.reader.codebook.id, entry.label)
+            if read.split and entry.path not in self._seen_splits.setdefault(name, set()):
+                self._seen_splits[name].add(entry.path)
+                self._stale = True
             for pointer in read.pointers:
                 self._follow(pointer, entry)
 
