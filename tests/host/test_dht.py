@@ -121,6 +121,59 @@ async def test_a_killed_sidecar_is_back_with_everything(net):
 
 
 @told
+async def test_three_on_a_busy_machine(net):
+    """Each knows the two others, they start together and have much to say at once; two
+    processes eat the machine, and one sidecar is killed. The others stay up and answer."""
+    ports = []
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            probe = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            probe.bind(("127.0.0.1", 0))
+            ports.append(probe.getsockname()[1])
+    hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    try:
+        routes = [
+            net.route(
+                f"r{n}", port=ports[n], seeds=[f"127.0.0.1:{p}" for p in ports if p != ports[n]]
+            )
+            for n in range(3)
+        ]
+
+        async def begin(n):
+            await asyncio.sleep(0.7 * n)
+            await routes[n].open()
+            await routes[n].watch([key() for _ in range(20)], lambda *_: None)
+            for k in keys[n]:
+                await routes[n].announce(k, b"by %d" % n, later(), token())
+
+        keys = [[key() for _ in range(70)] for _ in range(3)]
+        await asyncio.gather(*map(begin, range(3)))
+
+        async def found_by(asker, origin):
+            found = {}
+            for at in range(0, 70, 24):
+                found |= (await asker.lookup(keys[origin][at : at + 24], 2.0)).values
+            return sum(values == [b"by %d" % origin] for values in found.values())
+
+        async def all_found():
+            counts = [await found_by(routes[a], o) for a, o in ((0, 1), (1, 2), (2, 0))]
+            return counts == [70, 70, 70]
+
+        await until(all_found, 15.0)
+        os.kill(routes[2].sidecar_pid, signal.SIGKILL)
+        for _ in range(6):
+            assert await found_by(routes[0], 1) >= 69 and await found_by(routes[1], 0) >= 69
+            await asyncio.sleep(0.5)
+        for route in routes[:2]:
+            assert route.up and route.status()["counters"].get("down", 0) == 0
+        await until(all_found, 15.0)
+    finally:
+        for hog in hogs:
+            hog.kill()
+            hog.wait()
+
+
+@told
 async def test_a_sidecar_that_hangs_is_replaced(net):
     net.monkeypatch.setattr(dht_child, "ANSWER_S", 0.4)
     net.monkeypatch.setattr(dht_child, "HUNG_S", 1.0)
