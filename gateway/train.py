@@ -294,11 +294,15 @@ def load_vectors(paths: "list[Path]") -> Int8:
     return np.concatenate(parts)
 
 
-def load_domain(path: Path) -> Domain:
+def _read(path: Path, what: str) -> bytes:
     try:
-        return Domain.load(path.read_bytes(), HostCrypto())
+        return path.read_bytes()
     except OSError as error:
-        raise ConfigError(error.strerror or str(error), str(path), "Name a domain file")
+        raise ConfigError(error.strerror or str(error), str(path), f"Name a {what} file")
+
+
+def load_domain(path: Path) -> Domain:
+    return Domain.load(_read(path, "domain"), HostCrypto())
 
 
 def load_owner(path: Path) -> bytes:
@@ -365,12 +369,7 @@ def do_show(options: argparse.Namespace) -> int:
         "results": list(domain.results),
     }
     if options.codebook is not None:
-        try:
-            data = options.codebook.read_bytes()
-        except OSError as error:
-            raise ConfigError(
-                error.strerror or str(error), str(options.codebook), "Name a codebook file"
-            )
+        data = _read(options.codebook, "codebook")
         found = describe(Codebook.load(data, HostCrypto(), domain))
     return _show(options, found)
 
