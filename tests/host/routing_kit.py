@@ -178,4 +178,4 @@ def free_udp_port():
         return sock.getsockname()[1]
 
 
-ROUTES = {"folder": shared_folder, "http": http_directory}
+ROUTES = {"folder": shared_folder, "http": http_directory, "dht": dht}
