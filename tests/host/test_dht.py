@@ -477,6 +477,21 @@ def test_only_the_owner_takes_back():
     assert dht_value.read([pack(one), pack(drop), pack(again)]).values == {b"one": 2000}
 
 
+def test_envelopes_are_as_specified():
+    """Made here from the words of SPEC.md alone."""
+    import hashlib
+    import hmac
+
+    def word(edition):
+        text = b"qis1 dht word" + KEY + TOKEN + edition.to_bytes(4, "big")
+        return hmac.new(SECRET, text, hashlib.sha256).digest()[:16]
+
+    one = envelope(b"pointer", expires=0x01020304, reveals=[7])
+    shown = hashlib.sha256(b"qis1 dht commit" + word(one.edition)).digest()[:16]
+    raw = b"QD\x01\x01\x01\x02\x03\x04" + one.edition.to_bytes(4, "big") + shown + word(7)
+    assert dht_value.pack(one) == raw + b"pointer"
+
+
 def test_value_ids_are_stable_and_secret():
     data = dht_value.pack(envelope(b"one"))
     assert dht_value.value_id(SECRET, data) == dht_value.value_id(SECRET, data)
