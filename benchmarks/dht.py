@@ -257,6 +257,31 @@ async def requests(network: Network, keys: list[bytes]) -> float:
     return float(sum(await pool.call("counts", 0)) / len(some))
 
 
+async def crowded(folder: Path, queries: int) -> list[dict[str, float]]:
+    """What more pointers under a key cost: requests a lookup, and whole queries."""
+    network = Network(folder)
+    rows = []
+    try:
+        await network.grow(20)
+        route = await network.member("asker")
+        for count in (1, 4, 16, 64):
+            keys, items = [os.urandom(20) for _ in range(48)], []
+            for key in keys:
+                data = [pack(envelope(key)).hex() for _ in range(count)]
+                items += [
+                    [n % len(network.pools[1].ports), key.hex(), d] for n, d in enumerate(data)
+                ]
+            await network.pools[1].call("put", items, 8)
+            network.keys = keys
+            row: dict[str, Any] = {"pointers": count}
+            row["requests_per_lookup"] = await requests(network, keys)
+            taken = await ask(route, keys, queries, lambda _, want=count: want)
+            rows.append(row | {"found": taken["pointers"], "p50_ms": taken["p50_ms"]})
+        return rows
+    finally:
+        await network.end()
+
+
 async def killed(
     network: Network, old: DhtRoute, queries: int, label: dict[str, Any], report: Report
 ) -> None:
@@ -446,6 +471,14 @@ async def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 f"{row['grown_s']:8.1f}"
             )
         print(f"a sidecar process alone: {more[0]['sidecar_rss_kib'] / 1024:.0f} MiB")
+        result["crowded"] = await crowded(folder / "crowded", 10)
+        print("\npointers a key  requests/lookup  found in 0.8 s  p50 ms (24 lookups, 20 nodes)")
+        for row in result["crowded"]:
+            print(
+                "{pointers:14} {requests_per_lookup:16.0f} {found:15.1%} {p50_ms:7.0f}".format(
+                    **row
+                )
+            )
         result["islands"] = await islands(sizes[min(1, len(sizes) - 1)], folder / "islands")
         print(
             "\ntwo islands of {nodes} nodes together: {before:.1%} found across before they met, "
