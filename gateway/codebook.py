@@ -98,8 +98,8 @@ class Codebook:
         self._directions: dict[int, Ints] = {}
         self._gaps: tuple[Floats, Floats] | None = None
         self.sketcher = Sketcher(self.kind, self.domain_id, content[4] or 1, content[5], crypto)
-        self._flat1 = _Nearest(self.centroids1)
-        self._flat2 = [_Nearest(rows) for rows in self.centroids2]
+        self._flat1 = Nearest(self.centroids1)
+        self._flat2 = [Nearest(rows) for rows in self.centroids2]
 
     @staticmethod
     def load(
@@ -300,7 +300,7 @@ def _gaps(centroids: Int8) -> Floats:
     return gaps
 
 
-class _Nearest:
+class Nearest:
     """The nearest of some centroids, ties to the lowest index."""
 
     def __init__(self, centroids: Int8) -> None:

@@ -36,6 +36,7 @@ from gateway.codebook import (
     Codebook,
     CodebookError,
     Ints,
+    Nearest,
     directions,
     make_codebook,
     squared,
@@ -220,9 +221,8 @@ def spreads(domain_id: bytes, version: int, first: Int8, second: Int8, placed: I
 
 
 def squared_nearest(rows: Int8, centroids: Int8) -> Ints:
-    """Index of the nearest centroid, ties to the lowest, in blocks."""
-    found = [squared(rows[i : i + 8192], centroids).argmin(1) for i in range(0, len(rows), 8192)]
-    return np.concatenate(found)
+    """Index of the nearest centroid, ties to the lowest."""
+    return Nearest(centroids).nearest(rows)
 
 
 def _cluster(rows: Int8, k: int, seed: int) -> Int8:
@@ -230,7 +230,7 @@ def _cluster(rows: Int8, k: int, seed: int) -> Int8:
     kmeans = _kmeans()
     distinct = np.unique(rows, axis=0)
     if len(distinct) <= k:
-        # Fewer different vectors than regions: each is one, and the rest repeat the last.
+        # Each different vector is a region, and the rest repeat the last.
         return np.concatenate([distinct, np.repeat(distinct[-1:], k - len(distinct), 0)])
     model = kmeans(k, n_init=2 if k <= 64 else 1, max_iter=60, tol=1e-5, random_state=seed)
     model.fit(rows.astype(np.float64))
@@ -306,7 +306,7 @@ def load_domain(path: Path) -> Domain:
 
 
 def load_owner(path: Path) -> bytes:
-    """The 32-byte seed in a file of 64 hex digits, mode 0600."""
+    """The 32-byte seed of a file of 64 hex digits, mode 0600."""
     text = read_private(path).decode("ascii", "replace").strip()
     if len(text) != 64 or text.strip("0123456789abcdef"):
         raise ConfigError("is not 64 hex digits", str(path), "Name the domain owner's key")
@@ -332,11 +332,8 @@ def describe(codebook: Codebook) -> "dict[str, Any]":
 
 
 def _show(options: argparse.Namespace, found: "dict[str, Any]") -> int:
-    if options.json:
-        print(json.dumps(found, indent=1))
-    else:
-        for name, value in found.items():
-            print(f"{name:12} {value}")
+    lines = [f"{name:12} {value}" for name, value in found.items()]
+    print(json.dumps(found, indent=1) if options.json else "\n".join(lines))
     return 0
 
 
@@ -350,7 +347,7 @@ def do_train(options: argparse.Namespace) -> int:
     try:
         options.out.write_bytes(data)
     except OSError as error:
-        raise LocalError(error.strerror or str(error), str(options.out), "Check the folder")
+        raise LocalError(str(error), str(options.out), "Check the folder")
     return _show(options, describe(Codebook.load(data, HostCrypto(), domain)))
 
 
