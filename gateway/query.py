@@ -38,6 +38,7 @@ from gateway.pointer import Claim, Pointer
 from gateway.reader import Reader
 from gateway.routes import Found
 from gateway.similarity import Measure, rank
+from gateway.sketch import SIGN
 from gateway.voucher import Voucher
 
 ROUNDS = 3
@@ -214,7 +215,14 @@ class Engine:
     ) -> list[tuple[Pointer, Reader]]:
         """The pointers to follow, with good signatures, best first within each label."""
         chosen: list[tuple[Pointer, Reader]] = []
-        most = max(FETCH_PER_LABEL, 3 * question.k)
+        least = FETCH_PER_LABEL
+        if any(
+            one.reader.codebook.kind == SIGN
+            for each in candidates.values()
+            for one in each.values()
+        ):
+            least *= 2  # such sketches tell less
+        most = max(least, 3 * question.k)
         for of_label in candidates.values():
             rows = list(of_label.values())
             if not rows:

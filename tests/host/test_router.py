@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -362,26 +363,31 @@ def pointer_files(tmp_path):
     return [path for path in found if len(path.name) == 32]
 
 
-def test_what_is_stored_elsewhere_is_no_outcome(tmp_path):
-    """Nothing in the medium holds a frame, a payload or a vector, in the clear or sealed."""
+@pytest.mark.parametrize("kind", ["folder", "dht"])
+def test_what_is_stored_elsewhere_is_no_outcome(tmp_path, kind):
+    """Nothing in a medium holds a frame, a payload or a vector, in the clear or sealed."""
     cases = vectors(30, 35)
 
     async def story():
-        world = two(tmp_path)
-        north, south = world.sites
+        base = ROUTES[kind](tmp_path)
+        world = World(tmp_path, base)
+        north, south, _ = world.sites
         ids = south.commit("d1", [(v, i % 4, 200) for i, v in enumerate(cases)])
         async with world:
             await settled(south)
-            files = [p for p in (tmp_path / "share").rglob("*") if p.is_file()]
-            stored = [path.read_bytes() for path in files]
+            if kind == "dht":
+                stored = await seen_by_a_stranger(tmp_path, world)
+            else:
+                stored = [path.read_bytes() for path in pointer_files(tmp_path)]
             assert len(stored) >= 25
-            assert max(map(len, stored)) < 400
+            assert max(map(len, stored)) < 512
             with opened(south.folder) as (_, store, _registry):
                 frames = [store.frame(row) for row in store.arrivals(0, 100)]
             for data in stored:
                 for frame, vector, id_ in zip(frames, cases, ids, strict=True):
                     assert frame not in data and frame[22:80] not in data
                     assert vector not in data and id_ not in data
+                    assert vector[:12] not in data
             # A member can open them: then there is a sketch, of half a byte per number.
             reader = north.router.books.readers(DOMAIN.id)[0]
             seen = 0
@@ -394,6 +400,20 @@ def test_what_is_stored_elsewhere_is_no_outcome(tmp_path):
             assert seen >= 25
 
     asyncio.run(story())
+
+
+async def seen_by_a_stranger(tmp_path, world):
+    """Every raw value under the keys in use, fetched by a node that is no member's."""
+    ports = [str(site.router.settings.routes[0]["port"]) for site in world.sites]
+    keys = {row.key.hex() for site in world.sites for row in site.router.db.announced()}
+    network = str(world.sites[0].network.network)
+    spy = await asyncio.create_subprocess_exec(
+        sys.executable, Path(__file__).with_name("dht_spy.py"), tmp_path / "spy", network,
+        ",".join(ports), *keys, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, _ = await asyncio.wait_for(spy.communicate(), 60)
+    assert spy.returncode == 0
+    return [bytes.fromhex(line) for line in out.decode().split()]
 
 
 def test_the_command_and_a_router_that_is_killed(tmp_path):
