@@ -307,7 +307,7 @@ def measure(options: argparse.Namespace, directory: Path) -> "dict[str, Any]":
     small = {how: bench.imports(how, "small") for how in HOWS}
     table(bench, costs, small)
     outcomes = 100_000 if options.full else 400 if options.quick else 4000
-    every = outcomes // MARKS // 8 * 8  # whole batches: nothing waits at a mark
+    every = outcomes // MARKS // 16 * 16  # whole lots: nothing waits at a mark
     outcomes = every * MARKS
     runs: dict[str, dict[str, Any]] = {}
     peaks: dict[str, int] = {}

@@ -17,6 +17,8 @@ keeps 1 KB of sign bits and looks up sums of four components at a time; it is me
 boards, where a fingerprint is made once per outcome.
 """
 
+from array import array
+
 from edge_agent.interfaces import Crypto
 
 TYPE_CHECKING = False
@@ -62,6 +64,7 @@ class Projection:
                 signs.extend(digest[: min(left, 32)])
                 left -= 32
         self._signs = bytes(signs)
+        self._table: array[int] | None = None
         self._columns: list[int] = []
         self._ones = 0
         self._fold: list[tuple[int, int]] = []
@@ -69,7 +72,8 @@ class Projection:
     def apply(self, values: "Sequence[int]") -> "list[int]":
         """The `rows` sums for `width` values."""
         if self.lean:
-            return self._lookup(values)
+            table = self._fill(values)
+            return [self._row(table, row) for row in range(self.rows)]
         size = self._lane // 8
         half = 1 << (self._lane - 1)
         raw = self._sum(values).to_bytes(size * self.rows, "big")
@@ -80,15 +84,17 @@ class Projection:
 
     def signs(self, values: "Sequence[int]") -> bytes:
         """One bit per row, 1 when its sum is >= 0, row 0 first. `rows` must divide by 8."""
-        bits = 0
         if self.lean:
-            for total in self._lookup(values):
-                bits = bits << 1 | (1 if total >= 0 else 0)
-        else:
-            bits = self._sum(values)
-            bits = (bits >> (self._lane - 1)) & self._ones
-            for shift, mask in self._fold:
-                bits = (bits | bits >> shift) & mask
+            table = self._fill(values)
+            out = bytearray(self.rows // 8)
+            for row in range(self.rows):
+                if self._row(table, row) >= 0:
+                    out[row >> 3] |= 128 >> (row & 7)
+            return bytes(out)
+        bits = self._sum(values)
+        bits = (bits >> (self._lane - 1)) & self._ones
+        for shift, mask in self._fold:
+            bits = (bits | bits >> shift) & mask
         return bits.to_bytes(self.rows // 8, "big")
 
     def _sum(self, values: "Sequence[int]") -> int:
@@ -126,32 +132,34 @@ class Projection:
             group *= 2
         self._columns = columns
 
-    def _lookup(self, values: "Sequence[int]") -> "list[int]":
+    def _fill(self, values: "Sequence[int]") -> "array[int]":
+        """For every four components all sixteen sums they can give. One array, kept: many
+        small objects would leave the heap in pieces."""
         if len(values) != self.width:
             raise ValueError("%d values, %d wanted" % (len(values), self.width))
-        high: list[list[int]] = []
-        low: list[list[int]] = []
-        padded = list(values) + [0] * (-self.width % 8)
-        for start in range(0, len(padded), 4):
-            a, b, c, d = padded[start : start + 4]
-            table = []
-            for bits in range(16):
-                total = a if bits & 8 else -a
-                total += b if bits & 4 else -b
-                total += c if bits & 2 else -c
-                table.append(total + (d if bits & 1 else -d))
-            (low if start & 4 else high).append(table)
-        sums = []
+        if self._table is None:
+            self._table = array("h", bytes(64 * self._stride))
+        table = self._table
         at = 0
-        groups = range(self._stride)
-        for _ in range(self.rows):
-            total = 0
-            for group in groups:
-                byte = self._signs[at]
+        for start in range(0, 8 * self._stride, 4):
+            for bits in range(16):
+                total = 0
+                mask = 8
+                for i in range(start, min(start + 4, self.width)):
+                    total += values[i] if bits & mask else -values[i]
+                    mask >>= 1
+                table[at] = total
                 at += 1
-                total += high[group][byte >> 4] + low[group][byte & 15]
-            sums.append(total)
-        return sums
+        return table
+
+    def _row(self, table: "array[int]", row: int) -> int:
+        signs = self._signs
+        total = group = 0
+        for at in range(row * self._stride, (row + 1) * self._stride):
+            byte = signs[at]
+            total += table[group | byte >> 4] + table[group + 16 | byte & 15]
+            group += 32
+        return total
 
 
 def signed(data: bytes) -> "list[int]":

@@ -21,9 +21,7 @@ again: see `journal_log.py`.
 from edge_agent.errors import JournalError, JournalFull, StoreError
 from edge_agent.interfaces import Entropy, Store
 from edge_agent.journal_log import NO_GENERATION, Log
-from edge_agent.journal_quarantine import clear, keep, listed
 from edge_agent.journal_quota import DROP_OLDEST, PRIORITIES, Entry, Quota
-from edge_agent.journal_start import settle
 from edge_agent.journal_state import COALESCED, EXPIRED, FULL, QUOTA
 from edge_agent.segment import (
     HEADER_BYTES,
@@ -376,6 +374,8 @@ class Journal:
             if len(out) >= limit:
                 return
         if whole and seen != pending:
+            from edge_agent.journal_start import settle
+
             settle(self._store, self._s, segment)
 
     def free(self, journal: bytes, ranges: "list[tuple[int, int]]") -> int:
@@ -408,15 +408,21 @@ class Journal:
 
         reason: the gateway's, 0 to 255. JournalError when it is not held, StoreError.
         """
+        from edge_agent.journal_quarantine import keep
+
         keep(self._log, ref, reason, self.read(ref))
         self.free(ref.journal, [(ref.seq, ref.seq)])
 
     def quarantined(self, limit: int = 32) -> "list[tuple[Ref, int]]":
         """(ref, reason) of refused records, oldest first. `read` takes these refs."""
+        from edge_agent.journal_quarantine import listed
+
         return listed(self._log, limit)
 
     def clear_quarantine(self) -> int:
         """Throw the quarantined records away; how many there were. StoreError."""
+        from edge_agent.journal_quarantine import clear
+
         return clear(self._log)
 
     # -- the rest -----------------------------------------------------------

@@ -13,7 +13,6 @@ from array import array
 from edge_agent.errors import JournalFull, StoreError
 from edge_agent.interfaces import Entropy, Store
 from edge_agent.journal_quota import BAD_KEPT, PRIORITIES, Entry, Quota
-from edge_agent.journal_start import settle, start
 from edge_agent.journal_state import QUOTA, REFUSED, save
 from edge_agent.segment import (
     ANNOUNCED,
@@ -37,7 +36,7 @@ from edge_agent.segment import (
 
 FREES_PER_SAVE = 32
 MAX_INDEXES = 4  # segments whose seqs are kept in RAM, 4 bytes a record
-_WRITE = 512  # bytes handed to the store at a time: a heap in pieces still has that much
+_WRITE = 256  # bytes handed to the store at a time: a heap in pieces still has that much
 _NO_SPACE = (28, 122)  # ENOSPC, EDQUOT
 _NEVER = 0xFFFFFFFF
 NO_GENERATION = 256
@@ -56,6 +55,8 @@ class Log:
         self.generation = NO_GENERATION  # also
         self._dropped: list[str] = []  # names that the quota, not an ack, took
         self._indexed: list[Segment] = []
+        from edge_agent.journal_start import start  # a board lets go of it again
+
         jump = 24 * quota.segment_bytes // MIN_RECORD
         self.state, self._slot, touched = start(store, jump)
         self.age = self.state.age
@@ -336,6 +337,8 @@ class Log:
         return body
 
     def damaged(self, segment: Segment) -> None:
+        from edge_agent.journal_start import settle
+
         settle(self.store, self.state, segment)
         if self.clear_empty():
             self.try_save()
@@ -356,6 +359,8 @@ class Log:
                     index.append(record.seq)
             if len(index) == segment.count:
                 break
+            from edge_agent.journal_start import settle
+
             settle(self.store, self.state, segment)
         self._keep_index(segment, index)
 

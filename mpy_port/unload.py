@@ -1,4 +1,5 @@
-"""Lets go of what only starting needs: the reader of configurations, the loader of models.
+"""Lets go of what only starting needs: the reader of configurations, the loader of models,
+what opens a journal.
 
 Code that was read into RAM goes altogether, of code in ROMFS its objects. A module that is
 needed again is imported again: functions that want one import it when they are called.
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 # in every run are held by the loaded model, native ones by their own module.
 START_ONLY = (
     "edge_agent.config_fields",
+    "edge_agent.journal_start",
     "mpy_port.tflite.loading",
     "mpy_port.tflite.outputs",
     "mpy_port.tflite.op_resolver",
@@ -40,7 +42,7 @@ def unload() -> None:
     busy: tuple[str, ...] = ()
     for name in _SLOW:
         if name in modules:  # its kernels may be in use, and use what is in the others
-            busy = START_ONLY[1:]
+            busy = START_ONLY[2:]
     for name in START_ONLY:
         if name not in modules:
             continue

@@ -14,7 +14,7 @@ from array import array
 import micropython
 
 STUCK_MS = 30000
-AHEAD = 16  # records that are not yet in custody
+LOT = 16  # records that are made before those are waited for
 
 
 def live():
@@ -55,9 +55,8 @@ def windows(length, count, every, states):
 
         async def read(self):
             due = self.n % every == 0 or self.n == count
-            ahead = 0 if due else AHEAD
             start = time.ticks_ms()
-            while sum(states[0].journal.stats()["pending"]) > ahead:
+            while self.n % LOT == 0 and not states[0].core.drained():
                 await asyncio.sleep(0.05)
                 if time.ticks_diff(time.ticks_ms(), start) > STUCK_MS:
                     say("stuck", self.n)
@@ -88,6 +87,7 @@ def run(path, count, every, native):
 
     say("mark", "code of the agent", live())
     from mpy_port.boards.unix import unix_board
+    from mpy_port.unload import unload
 
     kernels = bytearray(native)
     states = []
@@ -97,6 +97,7 @@ def run(path, count, every, native):
     say("mark", "code of the board, model loaded", live())
     agent = Agent(board, config, domain, on_event=on_event)
     states.append(agent)
+    unload()
     say("mark", "agent made, journal open", live())
     asyncio.run(agent.run(True))
     stats = agent.status()["journal_stats"]

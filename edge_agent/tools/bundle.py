@@ -32,6 +32,7 @@ from typing import Any
 from edge_agent.errors import ConfigError, EdgeError, StoreError
 from edge_agent.tools import romfs
 from edge_agent.tools.shrink import shrink
+from edge_agent.tools.shrink.texts import TEXTS
 from edge_agent.version import __version__
 
 MANIFEST = "bundle.json"
@@ -164,12 +165,14 @@ def bundle(
         with tempfile.TemporaryDirectory(prefix=target.name, dir=target.parent) as temporary:
             tree = Path(temporary) / "bundle"
             small = Path(temporary) / "sources"
-            texts, names = _texts(modules, scripts, board)
+            texts, names, lines = _texts(modules, scripts, board)
             for name, text in texts.items():
                 source = small / (name + ".py")
                 source.parent.mkdir(parents=True, exist_ok=True)
                 source.write_text(text)
                 compile_one(compiler, arch, source, tree / "lib" / (name + ".mpy"))
+            if lines:
+                (tree / "lib" / "edge_agent" / TEXTS).write_text("\n".join(lines) + "\n", "utf-8")
             kernels = native_kernels(arch)
             if kernels is not None:
                 place = tree / "lib" / _NATMOD / kernels.name
@@ -208,17 +211,17 @@ def _texts(
     modules: "dict[str, Path]",
     scripts: "tuple[str | os.PathLike[str], ...] | None",
     board: str | None,
-) -> "tuple[dict[str, str], dict[str, str]]":
-    """(source of each module, made smaller when the programs that use them are known; names)."""
+) -> "tuple[dict[str, str], dict[str, str], list[str]]":
+    """(source of each module, smaller when the programs are known; names; texts)."""
     texts = {name: path.read_text() for name, path in modules.items()}
     if scripts is None:
-        return texts, {}
+        return texts, {}, []
     public = (*PUBLIC, *([f"mpy_port.boards.{board}"] if board else []))
     dotted = {name.replace("/", "."): text for name, text in texts.items()}
     roots = [*PUBLIC, f"mpy_port.boards.{board}"] if board else [*PUBLIC, *_PARTS]
     programs = [Path(path).read_text() for path in scripts]
-    small, names = shrink(dotted, programs, public, roots, LATE)
-    return {name.replace(".", "/"): text for name, text in small.items()}, names
+    small, names, lines = shrink(dotted, programs, public, roots, LATE)
+    return {name.replace(".", "/"): text for name, text in small.items()}, names, lines
 
 
 def compile_one(compiler: str, arch: str, source: Path, target: Path) -> None:

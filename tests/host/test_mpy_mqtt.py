@@ -540,7 +540,7 @@ def test_nothing_is_said_to_a_stranger(tmp_path, job):
 def test_fingerprint_of_a_certificate_itself(secure):
     from cryptography import x509
 
-    from mpy_port.mqtt.transport import fingerprint_of
+    from mpy_port.mqtt.secure import fingerprint_of
 
     _, _, fingerprint, path = secure["new"]
     pem = Path(path).read_bytes()

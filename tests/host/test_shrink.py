@@ -71,7 +71,7 @@ def test_it_is_smaller(small, tmp_path):
 
 
 def small_of(sources, scripts=(), roots=("a.m",), public=()):
-    texts, _ = shrink(sources, list(scripts), tuple(public), list(roots))
+    texts, *_ = shrink(sources, list(scripts), tuple(public), list(roots))
     return texts
 
 

@@ -7,7 +7,9 @@ that is also a text, in a script or on a foreign object is left as it is.
                 raise NotImplementedError
     constants   a module's fixed numbers and short texts are written where they are used,
                 in other modules, too
+    fold        branches that a board never takes, empty base classes, some comprehensions
     shake       definitions that no module and no script names, imports that are not used
+    texts       what errors say goes into a file, and is read when an error is made
     merge       what the program imports in any case becomes one module
     rename      private names and names of positional parameters become short
 
@@ -21,10 +23,12 @@ written for viper keep annotations and parameters: there they mean machine types
 import ast
 
 from edge_agent.tools.shrink.constants import Constants
+from edge_agent.tools.shrink.fold import Loops, fold, no_empty_bases
 from edge_agent.tools.shrink.merge import merge
 from edge_agent.tools.shrink.rename import rename
 from edge_agent.tools.shrink.shake import kept_names, shake
 from edge_agent.tools.shrink.strip import strip
+from edge_agent.tools.shrink.texts import outsource
 
 
 def shrink(
@@ -33,8 +37,8 @@ def shrink(
     public: "tuple[str, ...]",
     roots: "list[str]",
     late: "dict[str, list[str]] | None" = None,
-) -> "tuple[dict[str, str], dict[str, str]]":
-    """(sources by dotted module name, where names went: "module.name" -> new name).
+) -> "tuple[dict[str, str], dict[str, str], list[str]]":
+    """(sources by dotted module name, where names went: "module.name" -> new name, texts).
 
     scripts: sources of programs that will run with these modules. public: modules whose
     public names others may use yet. roots: modules that every program imports.
@@ -45,7 +49,13 @@ def shrink(
     outside = [ast.parse(text) for text in scripts]
     for tree in modules.values():
         strip(tree)
+        fold(tree)
     Constants(modules).write()
+    no_empty_bases(modules)
+    for tree in modules.values():
+        fold(tree)
+        Loops().visit(tree)
+    texts = outsource(modules)
     kept = kept_names(modules, outside, public)
     shake(modules, kept)
     names = merge(modules, [r for r in roots if r in modules], kept)
@@ -53,9 +63,9 @@ def shrink(
         names |= merge(modules, [r for r in starts if r in modules], kept, into)
     shake(modules, kept)
     rename(modules, outside)
-    texts = {
+    small = {
         name: ast.unparse(ast.fix_missing_locations(tree))
         for name, tree in modules.items()
         if tree.body or name.endswith(".__init__")
     }
-    return texts, names
+    return small, names, texts

@@ -4,8 +4,9 @@ What a board's program imports anyway, directly or through others, becomes the m
 DEVICE, and what it imports late another one, in the order in which it would have been
 imported. Every definition at the top of a module gets a short name of its own, classes keep
 theirs where they can, because errors show it. Left as they are: packages, modules that are
-imported late by name, and such as ask for their own name or file. Where a program, or a module left as it is, imports
-something that moved, a module of the old name stays that only passes it on.
+imported late by name, and such as ask for their own name or file. Where a program, or a
+module left as it is, imports something that moved, a module of the old name stays that
+only passes it on.
 """
 
 import ast
