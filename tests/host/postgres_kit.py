@@ -24,7 +24,7 @@ def programs():
     """The folder with initdb and pg_ctl; Debian keeps them off the path."""
     found = sorted(glob.glob("/usr/lib/postgresql/*/bin/initdb"))
     if not found:
-        pytest.fail("PostgreSQL is not installed; tools/setup.sh installs it")
+        pytest.fail("PostgreSQL is not installed: sh tools/debian.sh postgresql")
     return Path(found[-1]).parent
 
 
