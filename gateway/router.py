@@ -280,6 +280,7 @@ class Router:
         if now < self._agents_due.get(domain, 0):
             return
         self._agents_due[domain] = now + AGENTS_S
+        self.registry.refresh()
         for agent in list(agents.vectors()):
             if self.registry.refusal(agent):
                 agents.forget(agent)

@@ -16,8 +16,10 @@ from codebook_kit import codebook_file
 from gateway_kit import gateway, opened, running, wait_until
 from routing_kit import CRYPTO, DOMAIN, LABELS, ROUTES, World, near, vectors
 
+from edge_agent.errors import ConfigError
+from gateway import router as routing_process
 from gateway import supervise
-from gateway.api import answer_json, question_of
+from gateway.api import answer_json, question_of, similar_json
 from gateway.cli_routing import child_router
 from gateway.voucher import open_voucher
 
@@ -504,3 +506,44 @@ def test_alone(tmp_path):
 
     asyncio.run(story("folder", ROUTES["folder"](tmp_path)("alone", 0)))
     asyncio.run(story("nothing", {"routes": []}))
+
+
+def test_agents_that_lived_through_the_same_find_each_other(tmp_path, monkeypatch):
+    """Two agents of different sites met the same; a third met something else."""
+    same, other = vectors(60, 41), vectors(60, 42)
+    monkeypatch.setattr(routing_process, "AGENTS_S", 1)
+
+    async def story():
+        world = World(tmp_path, ROUTES["folder"](tmp_path))
+        north, south, west = world.sites
+        north.commit("a", [(near(v, i, 4), i % 3, 200) for i, v in enumerate(same)])
+        south.commit("b", [(near(v, i + 100, 4), i % 3, 200) for i, v in enumerate(same)])
+        west.commit("c", [(v, i % 3, 200) for i, v in enumerate(other)])
+        async with world:
+            found = []
+
+            async def both():
+                found[:] = await similar(north.router, north.devices["a"].agent)
+                return len(found) == 2
+
+            await until(both, 15, "agents")
+            assert [one["origin"] for one in found] == ["south", "west"]
+            assert found[0]["agent"] == south.devices["b"].agent.hex()
+            assert found[0]["score"] > found[1]["score"] + 0.2
+            with pytest.raises(ConfigError, match="32 outcomes"):
+                await similar(north.router, b"nobody!!")
+            # A device that is believed no more is taken out of the network.
+            with opened(south.folder) as (_, _store, registry):
+                registry.revoke(registry.find("b"), 1)
+
+            async def only_west():
+                found = await similar(north.router, north.devices["a"].agent)
+                return [one["origin"] for one in found] == ["west"]
+
+            await until(only_west, 30, "withdrawn")
+
+    asyncio.run(story())
+
+
+async def similar(router, agent):
+    return (await similar_json(router, {"agent": agent.hex()}))["agents"]
