@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ def call(folder: Path, method: str, path: str, body: Any, seconds: float) -> dic
         import httpx
     except ImportError as error:
         raise _missing(error)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # else a line for each request
     access = json.loads(read_private(file))
     try:
         answer = httpx.request(
@@ -86,12 +88,20 @@ def _status_text(found: dict[str, Any]) -> str:
             f"route      {route['route']:8} {state}, {route['announced']} announced, "
             f"{route['pending']} pending, {route['watched']} watched"
         )
+        at = route.get("folder") or route.get("file") or route.get("broker") or ""
+        why = route.get("problem") or at
+        if why and not route["up"]:
+            lines.append(f"           {why}")
+    if not found["routes"]:
+        lines.append("route      none: write routing.routes in gateway.json")
     for name, domain in found["domains"].items():
         versions = ", ".join(map(str, domain["codebooks"]))
         lines.append(
             f"domain     {name}, codebook {versions}, {domain['standing']} standing, "
             f"{domain['waiting']} waiting"
         )
+    if not found["domains"]:
+        lines.append("domain     none has a codebook: copy its file into codebooks/")
     rejected = ", ".join(f"{k} {v}" for k, v in found["rejected"].items()) or "nothing"
     lines.append(f"queries    {found['queries']}")
     lines.append(f"rejected   {rejected}")
