@@ -49,7 +49,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--route",
         choices=("dht", "folder"),
-        help="how gateways find each other's pointers (default: folder)",
+        help="how gateways find each other's pointers (default: dht where OpenDHT is installed)",
     )
     add(
         "--kills",
