@@ -6,7 +6,10 @@ import os
 import socket
 import ssl
 import time
+from pathlib import Path
 
+import cbor2
+import pycddl
 import pytest
 from peer_kit import CRYPTO, Origin, asking, member, strange_server
 
@@ -469,3 +472,67 @@ def test_a_port_in_use_is_said(pair, tmp_path):
         sock.listen()
         with pytest.raises(StoreError, match="Choose another port"):
             serve.bind("127.0.0.1", sock.getsockname()[1])
+
+
+# -- SPEC.md, section 18 ------------------------------------------------------------
+
+CDDL = (Path(__file__).resolve().parents[2] / "gateway" / "peers.cddl").read_text()
+
+
+def fits(rule, data):
+    """Read by other people's code."""
+    pycddl.Schema(f"start = {rule}\n{CDDL}").validate_cbor(data)
+
+
+def test_messages_are_as_the_cddl_says(pair):
+    a, b = pair
+    desk = desk_for(b, a.card)
+    bodies = {
+        "fetch": ([[bytes(16)], [DOMAIN, bytes(64), 5, [1, 2]]], [[b"v"], [[bytes(16), "gone"]]]),
+        "ping": (None, ["0.1", NOW]),
+        "announce": ([[bytes(20), bytes(16), b"v", NOW]], [bytes(8), [True]]),
+        "withdraw": ([[bytes(20), bytes(16)]], [bytes(8), 1]),
+        "lookup": ([bytes(20)], [bytes(8), 3, [[bytes(20), [b"v", NOW]]]]),
+        "watch": ([[bytes(20)], None, -1, 25], [bytes(8), 7, False, [bytes(20)]]),
+    }
+    assert set(bodies) == set(peers.COST)
+    for op, (body, found) in bodies.items():
+        asked = ask(CRYPTO, a, b.gateway, op, body, NOW, os.urandom(16))
+        request = desk.open(asked.data, NOW)
+        sealed = answer(CRYPTO, b, request, "", found, NOW)
+        refusal = answer(CRYPTO, b, request, "rate-limited", None, NOW)
+        for data, rule in ((asked.data, "request"), (sealed, "answer"), (refusal, "answer")):
+            fits("sign1", data)
+            message = cbor2.loads(data).value
+            fits(f"{rule}-header", message[0])
+            fits(rule, message[2])
+        if op != "ping":
+            fits(f"{op}-request", cbor.encode(body))
+        fits(f"{op}-answer", cbor.encode(found))
+    with pytest.raises(pycddl.ValidationError):
+        fits("request", cbor.encode({1: bytes(8)}))
+
+
+def test_vouchers_are_as_the_cddl_says(pair):
+    a, _ = pair
+    frame, _, found = stored(False)
+    for judged, noise in ((None, 0), ((0, 2), 5), ((None, 2), 0)):
+        facts = Facts(found.agent, wire.outcome_id(frame), NOW * 1000, 40, judged, noise)
+        raw = make_voucher(CRYPTO, a.gateway, a.seed, found.payload, facts)
+        fits("sign1", raw)
+        fits("voucher-header", cbor2.loads(raw).value[0])
+
+
+def test_the_spec_names_what_there_is():
+    text = (Path(__file__).resolve().parents[2] / "SPEC.md").read_text()
+    section = text[text.index("## 18. Between gateways") :]
+    for op in peers.COST:
+        assert f"| {op} |" in section
+    assert PATH in section
+    for number in (peers.REQUEST_MAX, peers.ANSWER_MAX):
+        assert f"{number:,}" in section
+    for word in (
+        "unknown-peer", "revoked", "bad-signature", "wrong-audience", "too-far-ahead", "expired",
+        "replayed", "not-allowed", "rate-limited",
+    ):  # fmt: skip
+        assert word in section
