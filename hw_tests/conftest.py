@@ -62,11 +62,11 @@ def make_world(kind, tmp_path, bench, seed):
     """Worlds with a broker and a gateway in common: make_world(mode of the line, name)."""
     made = []
 
-    def make(mode="serial", name="board", **settings):
+    def make(mode="serial", name="board", knobs=None, **settings):
         box = LinkBox(bench.port, mode, seed)
         box.__enter__()
         made.append(box)
-        world = World(kind, tmp_path / name, bench, box)
+        world = World(kind, tmp_path / name, bench, box, knobs)
         made.append(world)
         world.commission(name, **settings)
         return world

@@ -109,15 +109,13 @@ def test_gateway_from_wheels_commits_what_an_agent_outside_sends(pi, tmp_path):
     settings = json.loads((inside / "gw" / "gateway.json").read_text())
     settings["broker"].update(host="10.0.2.100", port=1883)
     (inside / "gw" / "gateway.json").write_text(json.dumps(settings))
+    shutil.copy(JOB / "wait.py", inside)
     (inside / "run.sh").write_text(f"""
 edge-gateway -C gw run &
-count=0
-while [ $count -lt 600 ] && [ "$(edge-gateway -C gw status --json |
-        grep -c '"outcomes": {SENSOR["limit"]}$')" = 0 ]; do
-    sleep 1
-    count=$((count + 1))
-done
-kill %1; wait %1
+gateway=$!
+python3 wait.py gw/gateway.db {SENSOR["limit"]}
+kill $gateway
+wait $gateway
 edge-gateway -C gw export --frames --out outcomes.jsonl && tar -cf /dev/vde outcomes.jsonl
 """)
     mosquitto = ["/usr/sbin/mosquitto", "-c", folder / "mosquitto" / "mosquitto.conf"]

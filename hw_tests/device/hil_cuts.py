@@ -1,6 +1,7 @@
 """A burst of writing, for power cuts: the journal alone, with frames that a gateway takes.
 
-Knobs: windows=N records to append, batch=N of them a sync. Every record is noted when the
+Knobs: windows=N records to append, batch=N of them a sync, short=1 for nine of ten without
+a vector (feedback). Every record is noted when the
 sync that made it durable has returned, as hil_job does; "d" says that the burst was over.
 """
 
@@ -34,13 +35,16 @@ def main():
     )
     name = hexed(journal.journal_id)
     note("b", journal.boot, name, 0, 1)
-    batch = option("batch", 2)
+    batch, short = option("batch", 2), option("short", 0)
     waiting = []
     for i in range(option("windows", 8)):
         seq, now = journal.next_seq, clock.uptime_ms()
-        outcome = Outcome(vector, i % 3, 200)
+        if short and i % 10:
+            outcome, finger = Outcome(None, i % 3, None, result=0, about=vector[:16]), None
+        else:
+            outcome, finger = Outcome(vector, i % 3, 200), fingerprint
         record = OutcomeRecord(
-            journal.journal_id, seq, journal.boot, now, 0, domain, outcome, fingerprint
+            journal.journal_id, seq, journal.boot, now, 0, domain, outcome, finger
         )
         data = seal(keys, record)
         journal.append(seq, data, (1, 1, 0, 2)[i % 4], 0, now // 1000, config.generation)

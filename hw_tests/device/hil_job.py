@@ -1,17 +1,18 @@
 """What a board does in these tests at power-on: `main.py` there says `import hil_job`.
 
-It runs the agent as hw_tests/README of the boards has it: configuration from /device.json,
+It runs the agent as a user's main.py would: configuration from /device.json,
 code, model and domain from ROMFS, journal in littlefs. What to do comes from knobs on the
 emulator's command line: windows=N to sense, gap=MS between them, first=N the number of the
-first, drain=0 to go on after the last, duty=1 to sleep instead of ending.
+first, drain=0 to go on after the last, sleep_ms=N to sleep at the end, heap_ms=N to note the
+heap that often.
 
 The ledger, a line each, of things as they became true:
 
     b BOOT JOURNAL FREE CAUSE   the journal is open; free heap, bytes; reset cause
     c JOURNAL SEQ ID            the sync that made this record durable returned
-    h FREE LARGEST              free heap after a collection, every `heap` ms
+    h FREE USED                 heap after a collection, bytes
     v NAME                      an event
-    e PENDING                   the agent ended; records not delivered
+    e PENDING FREE              the agent ended; records not delivered; free heap
     x TEXT                      it failed
 """
 
@@ -38,8 +39,6 @@ async def watch_heap(every_ms):
 async def run():
     import machine
 
-    # Else garbage is collected only when the heap is full, and what lives lies everywhere.
-    gc.threshold(option("threshold", 8192))
     config = Config.load("/device.json")
     with open(config.domain, "rb") as file:
         domain = Domain.load(file.read(), StockCrypto(), verify=False)
@@ -65,6 +64,8 @@ async def run():
     await agent.run(drain=bool(option("drain", 1)))
     gc.collect()
     note("e", sum(agent.status()["journal_stats"]["pending"]), gc.mem_free())
+    if option("sleep_ms", 0):
+        machine.deepsleep(option("sleep_ms", 0))
 
 
 try:

@@ -32,8 +32,12 @@ DEVICE = Path(__file__).resolve().parents[1] / "device"
 MODELS = ROOT / "models"
 MODEL, DOMAIN = "watch_mlp_int8.tflite", "watch.domain"
 PERSON, WINDOWS = 4, 48
-# main.py of these boards: the knob `job` names another module of device/.
-MAIN = b'import qemu\n__import__(qemu.option("job") or "hil_job")\n'
+# main.py of these boards. Without a threshold garbage is collected when the heap is full, and
+# what lives lies all over it. The knob `job` names another module of device/.
+MAIN = b"""import gc, qemu
+gc.threshold(4096)
+__import__(qemu.option("job") or "hil_job")
+"""
 
 
 def windows() -> bytes:
@@ -64,7 +68,7 @@ def sample() -> bytes:
 
 def tree(kind: str, out: Path) -> None:
     """What goes into ROMFS: the bundle, and beside it what this device needs."""
-    bundle(ARCH[kind], out, board="qemu")
+    bundle(ARCH[kind], out, board="qemu", scripts=tuple(sorted(DEVICE.glob("*.py"))))
     for source in sorted(DEVICE.glob("*.py")):
         target = out / "lib" / (source.stem + ".mpy")
         subprocess.run(
@@ -86,36 +90,45 @@ def mpremote(machine: Machine, *arguments: object) -> str:
     return done.stdout
 
 
+def ingredients(kind: str) -> str:
+    """A hash over everything that a deployed flash is made of."""
+    whole = hashlib.sha256(MAIN + find_mpy_cross().encode())
+    folders = [ROOT / "edge_agent", ROOT / "mpy_port", DEVICE]
+    files = [p for f in folders for p in f.rglob("*") if p.suffix in (".py", ".mpy", ".json")]
+    files += [MODELS / MODEL, MODELS / DOMAIN, MODELS / "data" / "watch_replay.bin"]
+    for path in sorted([*files, BUILT / FIRMWARE[kind], Path(__file__)]):
+        whole.update(hashlib.sha256(path.read_bytes()).digest())
+    return whole.hexdigest()[:16]
+
+
 def deployed(kind: str) -> bytes:
     """The flash of a machine with everything on it; made once."""
     CACHE.mkdir(parents=True, exist_ok=True)
-    with (
-        (CACHE / f"{kind}.lock").open("w") as lock,
-        tempfile.TemporaryDirectory(dir=CACHE) as place,
-    ):
+    kept = CACHE / f"{kind}-{ingredients(kind)}.img"
+    with (CACHE / f"{kind}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        folder = Path(place) / "rom"
-        tree(kind, folder)
-        image = romfs.image(folder)
-        firmware = (BUILT / FIRMWARE[kind]).read_bytes()
-        key = hashlib.sha256(image + MAIN + firmware + Path(__file__).read_bytes()).hexdigest()[:16]
-        kept = CACHE / f"{kind}-{key}.img"
         if not kept.exists():
             for old in CACHE.glob(f"{kind}-*.img"):
                 old.unlink()
-            made = Path(place) / "rom.img"
-            made.write_bytes(image)
-            (Path(place) / "main.py").write_bytes(MAIN)
-            machine = Machine(kind, Path(place) / "machine")
-            flash = bytearray(machine.save())
-            flash[ROMFS_AT : ROMFS_AT + len(image)] = image
-            machine.restore(bytes(flash))
-            with machine.start(options={"main": 0}):
-                mpremote(machine, "cp", Path(place) / "main.py", ":main.py")
-            part = Path(place) / "part"
-            part.write_bytes(machine.save())
-            part.rename(kept)
+            with tempfile.TemporaryDirectory(dir=CACHE) as place:
+                part = Path(place) / "part"
+                part.write_bytes(deploy(kind, Path(place)))
+                part.rename(kept)
         return kept.read_bytes()
+
+
+def deploy(kind: str, place: Path) -> bytes:
+    """The flash of a machine after everything was brought to it."""
+    tree(kind, place / "rom")
+    image = romfs.image(place / "rom")
+    (place / "main.py").write_bytes(MAIN)
+    machine = Machine(kind, place / "machine")
+    flash = bytearray(machine.save())
+    flash[ROMFS_AT : ROMFS_AT + len(image)] = image
+    machine.restore(bytes(flash))
+    with machine.start(options={"main": 0}):
+        mpremote(machine, "cp", place / "main.py", ":main.py")
+    return machine.save()
 
 
 def settings(fields: "dict[str, Any]", **more: Any) -> "dict[str, Any]":
@@ -125,13 +138,14 @@ def settings(fields: "dict[str, Any]", **more: Any) -> "dict[str, Any]":
     fields["broker"].update(host="uart:1", port=1883, keepalive_s=5, connect_timeout_s=3)
     fields["sensor"] = {"kind": "windows", "path": "/rom/windows.bin"}
     fields["journal"] = {"path": "/journal", "segment_bytes": 8192, "batch": 4, "batch_ms": 200}
-    fields["delivery"] = {"pace_per_s": 2000, "ack_timeout_s": 5}
+    fields["delivery"] = {"pace_per_s": 2000, "ack_timeout_s": 5, "window": 4, "custody": 8}
     for name, value in more.items():
         fields[name] = {**fields[name], **value} if isinstance(value, dict) else value
     return fields
 
 
-def commission(machine: Machine, fields: "dict[str, Any]") -> None:
-    """Put device.json into the flash of a machine that is off."""
-    with machine.start(options={"main": 0}), machine.repl() as repl:
+def commission(machine: Machine, fields: "dict[str, Any]", **knobs: Any) -> None:
+    """Put device.json, and main.py, into the flash of a machine that is off."""
+    with machine.start(options={"main": 0, **knobs}), machine.repl() as repl:
         repl.put("/device.json", json.dumps(fields).encode())
+        repl.put("/main.py", MAIN)

@@ -15,27 +15,50 @@ from harness import results
 from harness.bench import Bench, Ledger, Verdict
 from harness.deploy import commission, deployed, settings
 from harness.linkbox import LinkBox
-from harness.machine import KILLED, Machine, MachineError
+from harness.machine import FILES_BYTES, KILLED, Machine, MachineError
 
-HEAP_KIB = 256
+HEAP_KIB = 160
 BATCH = 4  # records a sync, as in deploy.settings: what a cut may leave unnoted
 
 
 class World:
-    def __init__(self, kind: str, folder: Path, bench: Bench, box: LinkBox) -> None:
+    def __init__(
+        self,
+        kind: str,
+        folder: Path,
+        bench: Bench,
+        box: LinkBox,
+        knobs: "dict[str, Any] | None" = None,
+    ) -> None:
         self.kind, self.bench, self.box = kind, bench, box
+        self.knobs = knobs or {}  # of every power-on
         self.machine = Machine(kind, folder)
         self.started = time.monotonic()
         self.fields: dict[str, Any] = {}
 
     def commission(self, name: str = "board", **more: Any) -> None:
         """A fresh flash with everything on it, and a device of its own."""
-        self.machine.restore(deployed(self.kind))
+        image = deployed(self.kind)
+        if "fs" in self.knobs:  # formatted anew, smaller
+            image = b"\xff" * FILES_BYTES + image[FILES_BYTES:]
+        self.machine.restore(image)
         self.fields = settings(self.bench.enrol(name), **more)
-        commission(self.machine, self.fields)
+        commission(self.machine, self.fields, **self.knobs)
+
+    def commission_again(self) -> None:
+        """The same device on a flash whose file system was wiped; ROMFS is brought back."""
+        rom = deployed(self.kind)[FILES_BYTES:]
+        self.machine.restore(self.machine.save()[:FILES_BYTES] + rom)
+        commission(self.machine, self.fields, **self.knobs)
 
     def go(self, **knobs: Any) -> None:
-        self.machine.start(line=self.box.port, options={"heap": HEAP_KIB, **knobs})
+        options = {"heap": HEAP_KIB, **self.knobs, **knobs}
+        self.machine.start(line=self.box.port, options=options)
+
+    def wake(self, seconds: float = 30, **knobs: Any) -> int:
+        """Power on until it ends by itself; its exit status."""
+        self.go(**knobs)
+        return self.machine.wait(seconds)
 
     @property
     def ledger(self) -> Ledger:

@@ -20,6 +20,7 @@ from edge_agent.interfaces import Board, Sensor, Window
 from mpy_port.clock import TicksClock
 from mpy_port.crypto import StockCrypto, StockEntropy
 from mpy_port.flash_store import FlashStore
+from mpy_port.unload import unload
 from mpy_port.wiring import TfliteModel, check_model, mqtt_link
 
 TYPE_CHECKING = False
@@ -117,6 +118,7 @@ def qemu_board(
         found = TfliteModel(config.model)
         check_model(found, domain, config.model)
         model = found
+        unload()
     return Board(
         clock,
         StockEntropy(),
