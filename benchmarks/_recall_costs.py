@@ -1,6 +1,7 @@
 """What recall costs: what sketches give away, and bytes of things made for real."""
 
 import tempfile
+import warnings
 from pathlib import Path
 
 import codebook_kit
@@ -42,6 +43,7 @@ def leakage(codebooks: "dict[int, Codebook]") -> "dict[str, dict[str, float]]":
     It may see its recordings densely (a window every 16 samples); those of people 4-10 it
     has never seen.
     """
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import Ridge
     from sklearn.neural_network import MLPRegressor
 
@@ -54,6 +56,8 @@ def leakage(codebooks: "dict[int, Codebook]") -> "dict[str, dict[str, float]]":
         net = MLPRegressor(
             hidden_layer_sizes=(128,), max_iter=100, early_stopping=True, random_state=1
         )
+        # 100 rounds are what an attacker gets here, converged or not.
+        warnings.simplefilter("ignore", ConvergenceWarning)
         result[name] = {
             "ridge": explained(y, Ridge(alpha=1.0).fit(seen, x).predict(target)),
             "net": explained(y, net.fit(seen, x).predict(target)),
