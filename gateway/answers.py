@@ -59,6 +59,7 @@ class Answer:
     fetched: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)  # what is not set up
 
     @property
     def silent(self) -> int:
@@ -66,7 +67,7 @@ class Answer:
 
     def missed(self) -> list[str]:
         """What a reader of the answer should know about its gaps, in words."""
-        words = []
+        words = list(self.notes)
         if self.silent:
             words.append(f"{self.silent} of {len(self.origins)} origins did not answer")
         if self.unanswered:

@@ -1,6 +1,8 @@
 """Small files that must be whole and private."""
 
 import contextlib
+import errno
+import fcntl
 import os
 from pathlib import Path
 
@@ -55,3 +57,21 @@ def read_private(path: Path) -> bytes:
     if mode:
         raise ConfigError("others can read this secret", str(path), f"Run: chmod 600 {path}")
     return raw
+
+
+def only_one(path: Path) -> int:
+    """A lock that dies with this process; the descriptor to close. StoreError when held."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StoreError(
+            error.strerror or str(error), str(path), "Check the folder", error.errno or 0
+        )
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise StoreError(
+            "another process does this already", str(path), "Stop it first", errno.EBUSY
+        )
+    return fd

@@ -88,8 +88,8 @@ class Rules:
 
     ops: tuple[str, ...] = OPS
     domains: tuple[bytes, ...] | None = None
-    per_minute: int = 600
-    burst: int = 120
+    per_minute: int = 1200
+    burst: int = 300
     group: int = 1
     noise: int = 0
 

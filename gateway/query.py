@@ -148,7 +148,7 @@ class Engine:
         until: of the loop's clock."""
         loop = asyncio.get_running_loop()
         found: dict[Label, dict[tuple[bytes, bytes], Candidate]] = {lab: {} for lab, _ in labels}
-        probes = self._probes(question, labels)
+        probes = self._probes(question, labels, answer)
         for turn in range(ROUNDS):
             keys: dict[bytes, tuple[Reader, Label, Probe, Path]] = {}
             for reader, label, probe in probes:
@@ -184,10 +184,11 @@ class Engine:
         return found
 
     def _probes(
-        self, question: Question, labels: Sequence[tuple[Label, int]]
+        self, question: Question, labels: Sequence[tuple[Label, int]], answer: Answer
     ) -> "list[tuple[Reader, Label, Probe]]":
         readers = list(self.readers(question.domain))[:2]
         if not readers:
+            answer.notes.append("no codebook of this domain is here: nobody else was asked")
             return []
         # The newest codebook is asked first and gets the larger part.
         parts = [self.budget] if len(readers) == 1 else [self.budget * 2 // 3, self.budget // 3]
@@ -297,7 +298,8 @@ class Engine:
                 limit = max(0.05, left_s * 0.9)
                 vouchers = await self.sources.fetch(gateway, endpoint, ids, near, limit)
             except RemoteError as error:
-                answer.origins[gateway] = error.reason
+                told = error.reason == "refused" or error.reason.startswith("http-")
+                answer.origins[gateway] = f"refused: {error.detail}" if told else error.reason
                 return
             pointers = wanted[gateway, endpoint]
             for voucher in vouchers:

@@ -40,7 +40,7 @@ from gateway.directory import Directory
 from gateway.explore import Explorer
 from gateway.feed import Feed
 from gateway.fetch import Fetcher
-from gateway.files import write_private
+from gateway.files import only_one, write_private
 from gateway.keys import Registry, load_master
 from gateway.network import Network, join_endpoint
 from gateway.origin import Origin
@@ -80,6 +80,7 @@ class Router:
         self.network = Network.load(folder)
         if not self.config.database.exists():
             raise StoreError("no database", str(self.config.database), "Run edge-gateway init")
+        self._lock = only_one(self.network.folder / "router.lock")
         self.crypto = HostCrypto()
         self.domains = Domains(self.config.domains)
         self.store = Store(self.config.database, now_ms=int(time.time() * 1000))
@@ -193,6 +194,7 @@ class Router:
             self.settings.token.unlink()
         self.db.close()
         self.store.close()
+        os.close(self._lock)
 
     async def run(self) -> None:
         """Until SIGTERM or SIGINT."""

@@ -62,7 +62,8 @@ class RouteSet:
             key: list(dict.fromkeys(v for part in parts for v in part.values.get(key, ())))
             for key in dict.fromkeys(keys)
         }
-        missed = set.intersection(*(set(part.missed) for part in parts)) if parts else set()
+        # Without a route nobody answers.
+        missed = set.intersection(*(set(part.missed) for part in parts)) if parts else set(values)
         order = [key for key in values if key in missed]
         return Found(values, order, sum(part.messages for part in parts))
 

@@ -24,7 +24,7 @@ from gateway.cli_routing import child_router
 from gateway.voucher import open_voucher
 
 
-async def until(condition, seconds=8.0, what="condition"):
+async def until(condition, seconds=15.0, what="condition"):
     started = time.monotonic()
     while True:
         met = condition()
@@ -94,10 +94,10 @@ async def pushed_to_a_device(north, south, strange):
     await until(lambda: north.router.watch.status()["keys"] > 0, what="watched")
     (told,) = south.commit("d3", [(near(strange, 5), 2, 230)])
     seconds = await until(
-        lambda: told in {row.outcome for row in north.router.db.found()}, 8, "pushed"
+        lambda: told in {row.outcome for row in north.router.db.found()}, 15, "pushed"
     )
     print(f"{seconds:.2f} s from commit to mailbox")
-    assert seconds < 3
+    assert seconds < 5, "about one on a machine with nothing else to do"
     (row,) = [row for row in north.router.db.found() if row.outcome == told]
     assert (row.gateway, row.label) == (south.gateway, 2)
     assert row.agent == north.devices["unsure"].agent
@@ -189,7 +189,7 @@ def test_rules_of_the_owner_hold(tmp_path):
             south.network.set_rules(peer, {"ops": ["ping"]})
 
             async def refused():
-                return (await fetched())[1] == "refused"
+                return (await fetched())[1] == "refused: not-allowed"
 
             await until(refused, what="operation refused")
             assert any(r["verdict"] == "not-allowed" for r in south.router.db.audited())
@@ -234,7 +234,7 @@ async def gone(fetched):
 def refused_as_revoked(north, case):
     async def check():
         _, answer = await outcomes(north, case, 1)
-        return answer["origins"].get("south") == "http-403"
+        return answer["origins"].get("south") == "refused: revoked"
 
     return check
 
@@ -477,6 +477,8 @@ def test_routing_that_dies_is_started_again_and_ended_with_its_parent(tmp_path, 
     try:
         wait_until(token.exists)
         first = child.pid
+        twice = gateway("-C", site.folder, "route", check=False)
+        assert twice.returncode == 3 and "another process" in twice.stderr
         token.unlink()
         os.kill(first, signal.SIGKILL)
         wait_until(token.exists)
@@ -490,22 +492,22 @@ def test_alone(tmp_path):
     """N = 1: a gateway without peers, and one without routes, still answer from what they have."""
     (case,) = vectors(1, 37)
 
-    async def story(name, routing):
+    async def story(name, routing, missed):
         (site,) = World(tmp_path, lambda *_: routing, (name,)).sites
         (id_,) = site.commit("d1", [(case, 1, 200)])
         await site.start()
         try:
             await settled(site)
             found, answer = await outcomes(site, case, 1)
-            assert found == {id_.hex()} and answer["missed"] == []
+            assert found == {id_.hex()} and bool(answer["missed"]) == missed
             # Like itself: others only, and there are none.
             answer = await query(site.router, like=id_.hex())
             assert hits(answer) == []
         finally:
             await site.stop()
 
-    asyncio.run(story("folder", ROUTES["folder"](tmp_path)("alone", 0)))
-    asyncio.run(story("nothing", {"routes": []}))
+    asyncio.run(story("folder", ROUTES["folder"](tmp_path)("alone", 0), False))
+    asyncio.run(story("nothing", {"routes": []}, True))
 
 
 def test_agents_that_lived_through_the_same_find_each_other(tmp_path, monkeypatch):
