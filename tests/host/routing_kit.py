@@ -18,6 +18,7 @@ from gateway import network
 from gateway.custody import Custody
 from gateway.projection import fingerprint
 from gateway.router import Router
+from gateway.sketch import INT4, NAMES
 
 KEY = bytes(range(100, 132))
 LABELS = domain().labels
@@ -43,7 +44,7 @@ def vectors(count, seed):
 class Site:
     """One gateway in its folder: its database, its devices, its router."""
 
-    def __init__(self, folder, name, routing):
+    def __init__(self, folder, name, routing, key=KEY, kind=INT4):
         self.name = name
         self.folder = folder / name
         file = folder / "routing.domain"
@@ -55,8 +56,8 @@ class Site:
         fields["routing"] = {"port": 0, "api_port": 0, **routing}
         path.write_text(json.dumps(fields))
         (self.folder / "codebooks").mkdir()
-        (self.folder / "codebooks" / "v1.codebook").write_bytes(codebook_file())
-        self.network = network.create(self.folder, "plant", KEY)
+        (self.folder / "codebooks" / "v1.codebook").write_bytes(codebook_file(kind))
+        self.network = network.create(self.folder, "plant", key, sketch=NAMES[kind])
         self.gateway = self.network.gateway
         self.devices = {}
         self.router = None
@@ -121,8 +122,10 @@ class Site:
 class World:
     """Sites that know each other; `routing(name, number)` gives each its settings."""
 
-    def __init__(self, folder, routing, names=("north", "south", "west")):
-        self.sites = [Site(folder, name, routing(name, i)) for i, name in enumerate(names)]
+    def __init__(self, folder, routing, names=("north", "south", "west"), key=KEY, kind=INT4):
+        self.sites = [
+            Site(folder, name, routing(name, i), key, kind) for i, name in enumerate(names)
+        ]
         for one in self.sites:
             for other in self.sites:
                 if other is not one:

@@ -21,6 +21,7 @@ from gateway import router as routing_process
 from gateway import supervise
 from gateway.api import answer_json, question_of, similar_json
 from gateway.cli_routing import child_router
+from gateway.sketch import INT8, SIGN
 from gateway.voucher import open_voucher
 
 
@@ -549,3 +550,25 @@ def test_agents_that_lived_through_the_same_find_each_other(tmp_path, monkeypatc
 
 async def similar(router, agent):
     return (await similar_json(router, {"agent": agent.hex()}))["agents"]
+
+
+@pytest.mark.parametrize(("kind", "key"), [(SIGN, b""), (INT8, b""), (INT8, bytes(range(32)))])
+def test_other_sketches_and_networks_without_a_key(tmp_path, kind, key):
+    case, other = vectors(2, 44)
+
+    async def story():
+        base = ROUTES["folder"](tmp_path)
+        world = World(tmp_path, base, ("north", "south"), key, kind)
+        north, south = world.sites
+        ids = south.commit("d1", [(case, 1, 200), (other, 1, 200)])
+        async with world:
+
+            async def both():
+                return (await outcomes(north, near(case), 1))[0] == {i.hex() for i in ids}
+
+            await until(both, what="found")
+            _, answer = await outcomes(north, near(case), 1)
+            assert hits(answer)[0]["outcome"] == ids[0].hex()
+            assert answer["missed"] == []
+
+    asyncio.run(story())
