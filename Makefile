@@ -33,7 +33,7 @@ debian:
 demo: venv
 	@$(BIN)/python -m examples.demo
 
-test: venv debian lint types core core32 host
+test: venv debian lint types core core32 host boards
 
 lint: venv
 	$(BIN)/ruff check .
