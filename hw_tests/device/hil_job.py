@@ -13,6 +13,7 @@ The ledger, a line each, of things as they became true:
     h FREE USED                 heap after a collection, bytes
     v NAME                      an event
     e PENDING FREE              the agent ended; records not delivered; free heap
+    s PROGRAMS BYTES ERASES REFUSED   of the flash since power-on, at the end
     x TEXT                      it failed
 """
 
@@ -20,6 +21,7 @@ import asyncio
 import gc
 import sys
 
+import qemu
 from hil_note import hexed, note, option, outcome_name
 
 from edge_agent.agent import Agent
@@ -27,6 +29,7 @@ from edge_agent.config import Config
 from edge_agent.domain import Domain
 from mpy_port.boards.qemu import WindowFile, qemu_board
 from mpy_port.crypto import StockCrypto
+from mpy_port.unload import unload
 
 
 async def watch_heap(every_ms):
@@ -56,7 +59,7 @@ async def run():
         on_event=lambda event: note("v", event.name, event.fields),
     )
     journal = agent.journal
-    gc.collect()
+    unload()
     note("b", journal.boot, hexed(journal.journal_id), gc.mem_free(), machine.reset_cause())
     helpers = []
     if option("heap_ms", 0):
@@ -64,6 +67,7 @@ async def run():
     await agent.run(drain=bool(option("drain", 1)))
     gc.collect()
     note("e", sum(agent.status()["journal_stats"]["pending"]), gc.mem_free())
+    note("s", *qemu.stats())
     if option("sleep_ms", 0):
         machine.deepsleep(option("sleep_ms", 0))
 

@@ -157,7 +157,11 @@ class LinkBox:
         self._ready.set()
         self._loop.run_forever()
         server.close()
-        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        rest = asyncio.all_tasks(self._loop)
+        for task in rest:
+            task.cancel()
+        self._loop.run_until_complete(asyncio.gather(*rest, return_exceptions=True))
+        self._loop.run_until_complete(asyncio.sleep(0))
         self._loop.close()
 
     def note(self, what: str) -> None:
