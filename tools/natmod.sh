@@ -2,6 +2,9 @@
 # Build the native TFLite kernels: mpy_port/tflite/natmod/kernels_ARCH.mpy, 12 to 21 KB each.
 #   sh tools/natmod.sh [ARCH ...]     by default every architecture that has a compiler here
 # A board needs only the file of its own architecture, in that folder.
+# Beside them kernels.json: SHA-256 of the sources and of each file, so that a build which is
+# older than the sources is noticed (edge_agent/tools/bundle.py).
+# All of it goes into a wheel that is built here; none of it is in the repository.
 # Needs MicroPython's source (tools/micropython.sh gets it). A second run takes a second.
 set -eu
 cd "$(dirname "$0")/.."
@@ -50,5 +53,24 @@ for arch in "$@"; do
         echo "natmod: $arch did not build; the log: .cache/micropython/natmod/$arch.log" >&2
         exit 1
     fi
+    "$python" - "$home" "$arch" "$($compiler -dumpversion)" <<'EOF'
+import hashlib, json, pathlib, sys
+home, arch, compiler = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+sources = hashlib.sha256()
+for path in sorted([*home.glob("*.c"), *home.glob("*.h"), home / "Makefile"]):
+    sources.update(path.read_bytes())
+record = home / "kernels.json"
+known = json.loads(record.read_text()) if record.exists() else {}
+built = (home / f"kernels_{arch}.mpy").read_bytes()
+known[arch] = {
+    "sources": sources.hexdigest(),
+    "sha256": hashlib.sha256(built).hexdigest(),
+    "size": len(built),
+    "compiler": "gcc " + compiler,
+}
+part = home / "kernels.json.part"
+part.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+part.replace(record)
+EOF
     echo "natmod: $home/kernels_$arch.mpy, $(stat -c %s $home/kernels_"$arch".mpy) bytes"
 done

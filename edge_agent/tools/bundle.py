@@ -128,14 +128,35 @@ def device_modules(board: str | None) -> "dict[str, Path]":
 
 
 def native_kernels(arch: str) -> "Path | None":
-    """The file of native kernels for an architecture, if it was built."""
+    """The file of native kernels for an architecture, if it was built.
+
+    ConfigError when it was built of other sources than those that lie beside it.
+    """
     spec = importlib.util.find_spec("mpy_port")
     assert spec is not None and spec.origin is not None
+    home = Path(spec.origin).parent / "tflite" / "natmod"
     for name in ARCHITECTURES[arch]:
-        path = Path(spec.origin).parent / "tflite" / "natmod" / f"kernels_{name}.mpy"
+        path = home / f"kernels_{name}.mpy"
         if path.exists():
+            if not _as_recorded(home, name, path.read_bytes()):
+                raise ConfigError("does not fit its sources", str(path), "sh tools/natmod.sh")
             return path
     return None
+
+
+def _as_recorded(home: Path, name: str, data: bytes) -> bool:
+    """Whether kernels.json, which tools/natmod.sh writes, tells of these bytes and sources."""
+    try:
+        about = json.loads((home / "kernels.json").read_text())[name]
+        sources = hashlib.sha256()
+        for path in sorted([*home.glob("*.c"), *home.glob("*.h"), home / "Makefile"]):
+            sources.update(path.read_bytes())
+        return bool(
+            about["sha256"] == hashlib.sha256(data).hexdigest()
+            and about["sources"] == sources.hexdigest()
+        )
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def bundle(

@@ -84,3 +84,28 @@ def test_it_carries_the_cddl_and_the_licence(wheel):
     assert (wheel / "gateway" / "pointer.cddl").is_file()
     assert any("LICENSE" in p.name for p in wheel.rglob("LICENSE*"))
     assert not list(wheel.rglob("*.key")) and not (wheel / "tests").exists()
+
+
+def test_native_kernels_that_were_built_are_in_it(wheel, tmp_path):
+    """And run: on the tier that a board would take, away from the clone."""
+    natmod = "mpy_port/tflite/natmod"
+    built = {p.name for p in (ROOT / natmod).glob("kernels*") if p.suffix in (".mpy", ".json")}
+    assert {p.name for p in (wheel / natmod).glob("kernels*") if p.suffix != ".h"} == built
+    tier = "native" if "kernels_x64.mpy" in built else "viper"
+    code = f"""
+import json, numpy
+from edge_agent.cli import main
+from edge_agent.tools.bundle import bundle
+rows = numpy.random.default_rng(1).integers(-128, 128, (20, 48), numpy.int8)
+numpy.save("in.npy", rows)
+model = {str(ROOT / "models" / "watch_mlp_int8.tflite")!r}
+for runtime, tier in (("micropython", {tier!r}), ("own", "python")):
+    assert main(["infer", "--model", model, "--input", "in.npy", "--output", runtime + ".npy",
+                 "--runtime", runtime, "--tier", tier, "--raw"]) == 0
+assert (numpy.load("micropython.npy") == numpy.load("own.npy")).all()
+about = bundle("x64", "board", "unix", "board.img", scripts=())
+print(about["kernels"], len(about["files"]))
+"""
+    said = inside(wheel, code, tmp_path).splitlines()[-1].split()
+    assert said[0] == ("kernels_x64.mpy" if tier == "native" else "None")
+    assert int(said[1]) > 10
