@@ -10,11 +10,12 @@ judgement changes the label in the index; the announcer hears whether it was rig
 an outcome that was corrected is offered again under its true label, as a confirmed one.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from edge_agent.domain import Domain
-from edge_agent.errors import EdgeError
+from edge_agent.errors import EdgeError, StoreError
 from edge_agent.frame import outcome_id
 from gateway.agents import Agents
 from gateway.announce import Announcer, Candidate
@@ -24,6 +25,8 @@ from gateway.records import Stored, read_stored
 from gateway.routing_db import Local, RoutingDb
 from gateway.store import Store
 from gateway.watch import UNSURE_BELOW, Interests
+
+log = logging.getLogger("gateway.feed")
 
 POSITION = "position"
 ROWS = 100  # at a time: the loop has other things to do, too
@@ -74,6 +77,15 @@ class Feed:
         rows = self._store.arrivals(self._last, limit)
         if not rows:
             return 0
+        before = self._last
+        try:
+            self._take_all(rows)
+        except BaseException:
+            self._last = before  # nothing of it was written down
+            raise
+        return len(rows)
+
+    def _take_all(self, rows: Sequence[int]) -> None:
         with self._db.batch():
             for row in rows:
                 self._last = row
@@ -82,15 +94,20 @@ class Feed:
                     continue
                 try:
                     self._take(row, outcome_id(frame), read_stored(frame, self._secret))
+                except StoreError:
+                    raise
                 except EdgeError as error:
                     self.counters[f"unreadable: {error.what}"] += 1
+                except Exception:
+                    # One row must not keep all later ones out.
+                    self.counters["failed"] += 1
+                    log.exception("row %d of gateway.db was left out", row)
             self._noted = max(self._noted, self._last)
             position = min(
                 (a.position(self._last) for a in self._announcers.values()), default=self._last
             )
             self._db.set_meta(POSITION, min(position, self._last))
             self._db.set_meta("noted", self._noted)
-        return len(rows)
 
     def _take(self, row: int, id_: bytes, stored: Stored) -> None:
         record = stored.record

@@ -114,7 +114,9 @@ class Rules:
                     raise ConfigError(f"{value!r}", at, f"Write a whole number {low}..{top}")
                 known[name] = value
             else:
-                raise ConfigError("unknown field", at, "Known: ops domains per_minute burst group")
+                raise ConfigError(
+                    "unknown field", at, "Known: ops domains per_minute burst group noise"
+                )
         return Rules(**known)
 
     def allow(self, op: str, domain: bytes | None = None) -> bool:

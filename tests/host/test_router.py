@@ -572,3 +572,28 @@ def test_other_sketches_and_networks_without_a_key(tmp_path, kind, key):
             assert answer["missed"] == []
 
     asyncio.run(story())
+
+
+def test_one_bad_row_keeps_no_other_out(tmp_path, monkeypatch):
+    (site,) = World(tmp_path, lambda *_: {"routes": []}, ("north",)).sites
+    ids = site.commit("d1", [(v, 1, 200) for v in vectors(5, 45)])
+    router = routing_process.Router(site.folder)
+    take = router.feed._take
+
+    def fails(row, id_, stored):
+        if row == 3:
+            raise ZeroDivisionError
+        take(row, id_, stored)
+
+    async def nothing():
+        """What closes belongs to a loop."""
+        await router.stop()
+
+    monkeypatch.setattr(router.feed, "_take", fails)
+    try:
+        assert router.feed.step() == 5 and router.feed.step() == 0
+        held = [router.db.local(id_) is not None for id_ in ids]
+        assert held == [True, True, False, True, True]
+        assert router.feed.counters == {"outcomes": 4, "failed": 1}
+    finally:
+        asyncio.run(nothing())
