@@ -12,11 +12,45 @@ from pathlib import Path
 
 import pytest
 
+from edge_agent.cpython.signer import HostCrypto
+from edge_agent.domain import Domain, make_domain
+from gateway.config import GatewayConfig, new_config
+from gateway.files import write_private
+from gateway.routing_config import RoutingConfig
+
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
+ROUTING = (ROOT / "docs" / "routing.md").read_text()
 WINDOWS_OF_PERSON_4 = 226
 # Background jobs of the shell are its children: it ends them, by id, however it ends itself.
 TIDY = "trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT\n"
+
+
+# Merges a section into a gateway's configuration, as a reader does by hand.
+MERGE = """python -c 'if True:
+    import json, sys
+    path = sys.argv[1] + "/gateway.json"
+    fields = json.load(open(path)) | json.load(sys.stdin)
+    json.dump(fields, open(path, "w"))
+' {name} <<'END'
+{text}END
+"""
+# "A few seconds later": everything that may be announced now stands there.
+SETTLED = """python -c 'if True:
+    import time
+    from pathlib import Path
+    from gateway.cli_routing import call
+    def settled(name):
+        try:
+            found = call(Path(name), "GET", "/status", None, 5.0)
+        except Exception:
+            return False
+        done = found["domains"] and all(d["settled"] for d in found["domains"].values())
+        return done and not any(route["pending"] for route in found["routes"])
+    while not (settled("north") and settled("south")):
+        time.sleep(0.2)
+'
+"""
 
 
 def blocks(language):
@@ -49,6 +83,8 @@ def run_shell(script, folder, seconds=120):
     )
     try:
         output, _ = shell.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired as late:
+        pytest.fail((late.output or b"").decode())
     finally:
         if shell.poll() is None:
             os.killpg(shell.pid, signal.SIGKILL)
@@ -73,6 +109,54 @@ def test_readme_walk_and_ten_lines(clone):
     assert {"label", "confidence", "agent"} <= set(json.loads(lines[0]))
     devices = json.loads(output[output.rindex("\n[") :])
     assert devices[0]["outcomes"] == 2 * WINDOWS_OF_PERSON_4
+
+
+def own_domain(folder):
+    """A domain with the owner's key beside it, as `models.train --new-owner` makes it."""
+    crypto = HostCrypto()
+    watch = Domain.load((ROOT / "models" / "watch.domain").read_bytes(), crypto)
+    seed = os.urandom(32)
+    made = make_domain(crypto, seed, crypto.public_key(seed), "mine", 1, watch.space, watch.labels)
+    (folder / "my.domain").write_bytes(made)
+    write_private(folder / "owner.key", seed.hex())
+
+
+def test_routing_walk(clone):
+    """docs/routing.md from top to bottom, in one shell."""
+    text = ROUTING
+    for port in ("1883", "1884", "8470", "8471", "8480", "8481", "4222"):
+        assert port in text
+        text = re.sub(rf"\b{port}\b", str(free_port()), text)
+    own_domain(clone)
+    script = ""
+    for language, block in re.findall(r"^```(\w+ ?\w*)\n(.*?)^```", text, re.M | re.S):
+        if language == "sh":
+            waits = "route --status" in block or "edge-agent run" in block
+            script += SETTLED * waits + block
+        elif language == "python":
+            script += f"python - $CASE <<'END'\n{block}END\n"
+        elif language != "json route":
+            script += MERGE.format(name=language.removeprefix("json "), text=block)
+    output = run_shell(script, clone)
+    assert "compare it with the one its owner sees" in output
+    assert re.search(r"route +folder +up, [1-9]\d* announced, 0 pending", output)
+    asked = re.findall(r"^pendulum: 4 found\n((?: +0\.\d+ .*\n){4})", output, re.M)
+    # South has two windows beside the one in question; the rest can only be north's.
+    assert {line.split()[1] for line in asked[0].splitlines()} == {"here", "north"}
+    assert re.search(r"^north 0\.\d+ \d+ 20\d\d-", output, re.M)
+    assert "1 of 1 origins did not answer" in output
+    assert output.count("noise       8\n") == 1 and "south is revoked" in output
+    assert re.search(r"^version +2$", output, re.M)
+    assert '"port"' in (clone / "seed.log").read_text()
+
+
+def test_routes_in_the_documents_are_routes(clone):
+    """Each entry is taken by the configuration, and each kind of route is shown."""
+    config = GatewayConfig(new_config(clone, "127.0.0.1", 1883, "qis/1", None).folder)
+    entries = [json.loads(b) for b in re.findall(r"```json route\n(.*?)```", ROUTING, re.S)]
+    config.routing = {"routes": entries}
+    assert RoutingConfig(config).routes == entries
+    assert {entry["kind"] for entry in entries} == {"folder", "sql", "http", "pubsub", "dht"}
 
 
 def test_every_folder_and_file_in_the_readme_exists():
