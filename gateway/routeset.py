@@ -82,9 +82,5 @@ class RouteSet:
         for route, inner in self._handles.pop(handle, []):
             await route.unwatch(inner)
 
-    @property
-    def up(self) -> bool:
-        return any(route.status()["up"] for route in self.routes)
-
     def status(self) -> list[dict[str, Any]]:
         return [route.status() for route in self.routes]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from gateway.agents import alike
 from gateway.answers import Answer, Question
-from gateway.query import LOOKUP_SHARE, Engine
+from gateway.query import Engine
 
 
 class Similar(NamedTuple):
@@ -28,7 +28,7 @@ async def similar_agents(
     answer = Answer()
     began = asyncio.get_running_loop().time()
     question = Question(domain, vector, (), k, deadline_s)
-    until = began + deadline_s * max(LOOKUP_SHARE, 0.9)
+    until = began + deadline_s * 0.9  # nothing is fetched after it
     found = (await engine.probe(question, [(None, 255)], until, answer))[None]
     ranked = []
     for one in found.values():
