@@ -28,124 +28,48 @@ Where things go (keys, splits, codebook versions) is not decided here.
 import bisect
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
+from gateway.announce_rows import (
+    ANNOUNCE,
+    DAY_S,
+    RENEW,
+    WITHDRAW,
+    Action,
+    Candidate,
+    Entry,
+    Settings,
+    Waiting,
+    restored,
+)
 from gateway.cells import Path
-from gateway.pointer import AHEAD_MAX_S, CONFIRMED, SYNTHESISED
-from gateway.routing_rows import Announced
-from gateway.similarity import Floats, Measure, cosine
+from gateway.likeness import COSINE, Likeness
+from gateway.pointer import CONFIRMED
+from gateway.similarity import Floats
 from gateway.sketch import Int8
 
-ANNOUNCE, RENEW, WITHDRAW = "announce", "renew", "withdraw"
-DAY_S = 86_400
+__all__ = [
+    "ANNOUNCE", "DAY_S", "RENEW", "WITHDRAW",
+    "Action", "Announcer", "Candidate", "Entry", "Settings", "restored",
+]  # fmt: skip
+
 # Classes of what waits, the first first.
 CLASSES = ("confirmed", "novel", "rare", "other")
 _CONFIRMED, _NOVEL, _RARE, _OTHER = range(4)
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Limits of one domain. Scores are those of its similarity; these defaults are for cosine.
-
-    mode: "outcome" or "cell".  merge_above: score from which two are nearly the same, None to
-    merge nothing.  novel_below: score of the nearest neighbour below which one is novel.
-    unsure_below: confidence.  per_cell: pointers per label and cell.  per_day: new ones.
-    held: standing at once.  waiting: at most.  lifetime_s: of a pointer until renewed.
-    keep_s, keep_confirmed_s: how long since it or one like it was last seen.
-    """
-
-    mode: str = "outcome"
-    merge_above: float | None = 0.97
-    novel_below: float = 0.8
-    unsure_below: int = 128
-    per_cell: int = 16
-    per_day: int = 2000
-    held: int = 20_000
-    waiting: int = 4096
-    lifetime_s: int = 2 * DAY_S
-    keep_s: int = 30 * DAY_S
-    keep_confirmed_s: int = 365 * DAY_S
-
-    def __post_init__(self) -> None:
-        if self.mode not in ("outcome", "cell"):
-            raise ValueError(f"mode {self.mode!r}: outcome or cell")
-        if not 60 <= self.lifetime_s <= AHEAD_MAX_S:
-            raise ValueError(f"lifetime_s {self.lifetime_s}: 60..{AHEAD_MAX_S}")
-        if min(self.per_cell, self.per_day, self.held, self.waiting) < 1:
-            raise ValueError("per_cell, per_day, held and waiting: at least 1")
-
-
-class Candidate(NamedTuple):
-    """An outcome to consider. row: in gateway.db. decoded: 64 int8 of its decoded sketch.
-
-    cell: its path down to the codebook's regions.
-    """
-
-    row: int
-    id: bytes
-    label: int
-    confidence: int
-    confirmed: bool
-    synthesised: bool
-    decoded: bytes
-    cell: Path
-
-
-class Entry:
-    """What stands in the network, or is to stand there."""
-
-    __slots__ = (
-        "cell", "confidence", "decoded", "epoch", "expires_s", "flags", "id", "label", "merged",
-        "renew_s", "row", "seen_s", "since_s",
-    )  # fmt: skip
-
-    def __init__(self, one: Candidate, now_s: int) -> None:
-        self.row = one.row
-        self.id = one.id
-        self.label = one.label
-        self.confidence = one.confidence
-        self.flags = CONFIRMED * one.confirmed | SYNTHESISED * one.synthesised
-        self.decoded = one.decoded
-        self.cell = one.cell
-        self.merged = 0
-        self.since_s = self.seen_s = now_s
-        self.epoch = self.expires_s = self.renew_s = 0
-
-    @property
-    def confirmed(self) -> bool:
-        return bool(self.flags & CONFIRMED)
-
-    def __repr__(self) -> str:
-        return f"Entry({self.id.hex()}, label {self.label}, epoch {self.epoch})"
-
-
-class Action(NamedTuple):
-    """what: ANNOUNCE, RENEW or WITHDRAW. reason: one of `Announcer.counts`.
-
-    A withdrawal carries the epoch and the expiry that its tombstone needs.
-    """
-
-    what: str
-    entry: Entry
-    epoch: int
-    expires_s: int
-    reason: str
-
-
 class Announcer:
     """The policy for one domain. counts: reason -> outcomes or actions, for people to see."""
 
-    def __init__(self, settings: Settings, measure: Measure = cosine) -> None:
+    def __init__(self, settings: Settings, likeness: Likeness = COSINE) -> None:
         self.settings = settings
-        self.measure = measure
+        self._likeness = likeness
         self.counts: Counter[str] = Counter()
         self._standing: dict[bytes, Entry] = {}
         self._cells: defaultdict[tuple[int, Path], list[Entry]] = defaultdict(list)
-        self._waiting: list[_Waiting] = []
-        self._waits: dict[bytes, _Waiting] = {}
+        self._waiting: list[Waiting] = []
+        self._waits: dict[bytes, Waiting] = {}
         self._replaces: dict[bytes, Entry] = {}
         self._leaving: list[tuple[Entry, str]] = []
         self._changed: dict[bytes, str] = {}
@@ -205,7 +129,7 @@ class Announcer:
             # A confirmed one that takes the place of another counts for its company too.
             entry.merged = self._replaces[one.id].merged + 1
         there.append(entry)
-        self._wait(_Waiting(self._class(one, score), score, -one.confidence, one.row, entry))
+        self._wait(Waiting(self._class(one, score), score, -one.confidence, one.row, entry))
         return "waits"
 
     def _per_cell(self) -> int:
@@ -215,7 +139,7 @@ class Announcer:
         """How similar it is to what is announced or waits in its cell."""
         if not there:
             return np.zeros(0)
-        scores = self.measure(_row(one.decoded)[0], _row(b"".join(e.decoded for e in there)))
+        scores = self._likeness.same(_row(one.decoded)[0], _row(b"".join(e.decoded for e in there)))
         return np.where(np.isnan(scores), -np.inf, scores)
 
     def _twin(self, one: Candidate, there: list[Entry], scores: Floats) -> Entry | None:
@@ -223,7 +147,9 @@ class Announcer:
         limit = self.settings.merge_above
         if self.settings.mode == "cell":
             limit = -np.inf
-        if limit is None:
+        elif limit is not None:
+            limit = self._likeness.same_score(limit, _row(one.decoded)[0])
+        if limit is None or not there:
             return None
         alike = [
             (e.confirmed, s, -i)
@@ -235,7 +161,8 @@ class Announcer:
     def _class(self, one: Candidate, score: float) -> int:
         if one.confirmed:
             return _CONFIRMED
-        if score < self.settings.novel_below:
+        novel = self._likeness.same_score(self.settings.novel_below, _row(one.decoded)[0])
+        if score < novel:
             return _NOVEL
         share = self._seen / (4 * len(self._labels))
         return _RARE if self._labels[one.label] < share else _OTHER
@@ -248,7 +175,7 @@ class Announcer:
         else:
             self._replaces[one.id] = twin
 
-    def _wait(self, waiting: "_Waiting") -> None:
+    def _wait(self, waiting: "Waiting") -> None:
         if len(self._waiting) >= self.settings.waiting:
             last = self._waiting[-1]
             if last < waiting:
@@ -444,31 +371,5 @@ class Announcer:
         return len(self._waiting)
 
 
-class _Waiting(NamedTuple):
-    rank: int
-    score: float
-    doubt: int
-    row: int
-    entry: Entry
-
-
 def _row(decoded: bytes) -> Int8:
     return np.frombuffer(decoded, np.int8).reshape(-1, 64)
-
-
-def restored(row: Announced, decoded: bytes, cell: Path) -> Entry:
-    """The entry of a row of routing.db."""
-    assert row.label is not None
-    one = Candidate(
-        row.outcome or 0,
-        row.thing,
-        row.label,
-        row.confidence,
-        bool(row.flags & CONFIRMED),
-        bool(row.flags & SYNTHESISED),
-        decoded,
-        cell,
-    )
-    entry = Entry(one, row.since_s)
-    entry.epoch, entry.expires_s, entry.merged = row.epoch, row.expires_s, row.merged
-    return entry

@@ -15,10 +15,10 @@ from gateway.agents import Agents
 from gateway.announce import Announcer, Entry, Settings, restored
 from gateway.cells import assign
 from gateway.codebook import Codebook
+from gateway.likeness import Likeness
 from gateway.pointer import OUTCOME
 from gateway.reader import Reader
 from gateway.routing_db import RoutingDb
-from gateway.similarity import Measure
 
 
 class Policies:
@@ -28,7 +28,7 @@ class Policies:
         self,
         db: RoutingDb,
         readers: Callable[[bytes], Sequence[Reader]],
-        measure: Callable[[bytes], Measure],
+        likeness: Callable[[bytes], Likeness],
         lifetime_s: int,
         settings: Mapping[str, Any],
         with_agents: bool,
@@ -36,10 +36,12 @@ class Policies:
         try:
             self.settings = Settings(**{"lifetime_s": lifetime_s, **settings})
         except (TypeError, ValueError) as error:
-            raise ConfigError(str(error), "routing.announce", "See gateway/announce.py: Settings")
+            raise ConfigError(
+                str(error), "routing.announce", "See gateway/announce_rows.py: Settings"
+            )
         self._db = db
         self._readers = readers
-        self._measure = measure
+        self._likeness = likeness
         self._with_agents = with_agents
         self._books: dict[bytes, bytes] = {}  # domain -> newest codebook
         self.announcers: dict[bytes, Announcer] = {}
@@ -57,7 +59,7 @@ class Policies:
                 continue
             book = readers[0].codebook
             self._books[domain] = book.id
-            announcer = Announcer(self.settings, self._measure(domain))
+            announcer = Announcer(self.settings, self._likeness(domain))
             entries = self._standing(domain, book, now_s)
             announcer.restore(entries, self._db.label_counts(domain), now_s)
             for entry in entries if moved else ():

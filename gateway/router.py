@@ -42,6 +42,7 @@ from gateway.feed import Feed
 from gateway.fetch import Fetcher
 from gateway.files import only_one, write_private
 from gateway.keys import Registry, load_master
+from gateway.likeness import Likenesses
 from gateway.network import Network, join_endpoint
 from gateway.origin import Origin
 from gateway.peers import FETCH, PING, Desk, Request
@@ -55,7 +56,7 @@ from gateway.routing_config import RoutingConfig
 from gateway.routing_db import RoutingDb
 from gateway.routing_status import Rejections, status
 from gateway.serve import Listener, peer_app, server_context
-from gateway.similarity import Measure, measure
+from gateway.similarity import Measure
 from gateway.store import Store
 from gateway.voucher import Voucher
 from gateway.watch import Interests, Watch
@@ -92,8 +93,9 @@ class Router:
         self.books = Codebooks(
             self.settings.codebooks, self.domains, self.network, self.db, self.settings.lifetime_s
         )
+        self.likeness = Likenesses(self.domains, self.books.readers, self.settings.similarity)
         self.policies = Policies(
-            self.db, self.books.readers, self.measure, self.settings.lifetime_s,
+            self.db, self.books.readers, self.likeness, self.settings.lifetime_s,
             self.settings.announce, self.settings.agents,
         )  # fmt: skip
         self.announcers, self.agents = self.policies.announcers, self.policies.agents
@@ -117,10 +119,12 @@ class Router:
         self.engine = Engine(
             self.network, self, self.db, self.books.readers, self.measure, time.time
         )
-        self.interests = Interests(self.db, time.time) if self.settings.watch else None
+        self.interests = None
+        if self.settings.watch:
+            self.interests = Interests(self.db, time.time, self.likeness)
         self.watch = Watch(
             self.network, self.routes, self.books.readers, self.likely, self.fetch,
-            self.db, time.time, self.settings.watch_near,
+            self.db, time.time, self.settings.watch_near, self.likeness,
         )  # fmt: skip
         self.explorer = Explorer(
             self.network, self.lookup, self.books.readers, self.likely, self.db, time.time
@@ -342,8 +346,7 @@ class Router:
 
     def measure(self, domain: bytes) -> Measure:
         """How alike two vectors of a domain are."""
-        known = self.domains.get(domain)
-        return measure(known.similarity if known else "cosine", known)
+        return self.likeness.measure(domain)
 
     def likely(
         self, domain: bytes, vector: bytes, own: "Sequence[tuple[int, int]]" = ()

@@ -14,9 +14,13 @@
       "lifetime_s": 21600,      of a pointer; renewed at half of it
       "deadline_ms": 2000,      of a query that names none
       "ask_near": true,         queries show their vector to origins, which then know more
-      "watch": true, "watch_near": 50,     least similarity (cosine, percent) to be told of
+      "watch": true, "watch_near": 50,     least likeness to be told of, percent: reads as a
+                                cosine, whatever the domain's measure is (gateway.likeness)
+      "similarity": {"watch": "plant.measures:spectral"},    a function of your own for a
+                                domain, instead of the measure in its file (gateway.similarity):
+                                ranks here; where others look for things stays the codebook's
       "agents": true,           announce what each device knows, as one vector (gateway.agents)
-      "announce": {...},        caps, see gateway.announce
+      "announce": {...},        caps and limits, see gateway.announce_rows.Settings
       "rules": {...}            for every peer, see gateway.peers.Rules; the entry of a peer
     }                           in network.json says what differs for it
 
@@ -45,6 +49,7 @@ DEFAULTS: dict[str, Any] = {
     "deadline_ms": 2000,
     "watch": True,
     "watch_near": 50,
+    "similarity": {},
     "agents": True,
     "ask_near": True,
     "announce": {},
@@ -80,6 +85,11 @@ class RoutingConfig:
         self.ask_near = self._flag(fields, "ask_near")
         self.agents = self._flag(fields, "agents")
         self.directory = self._flag(fields, "directory")
+        self.similarity = self._section(fields, "similarity")
+        for name, measure in self.similarity.items():
+            if not isinstance(measure, str):
+                where = self._at(f"similarity.{name}")
+                raise ConfigError(f"{measure!r} is not text", where, 'Write "module:function"')
         self.announce = self._section(fields, "announce")
         self.rules = self._section(fields, "rules")
         Rules.parse(self.rules, self._at("rules"))

@@ -5,8 +5,9 @@
     l2        minus the distance
     hamming   equal bits of the fingerprints (made by the domain's projection), 0..128
     module:function   your own: called with (query (64,) int8, candidates (n, 64) int8), returns
-              n numbers, more is nearer. It must be importable by name; only your own
-              configuration can name one, never a file from elsewhere.
+              n numbers, more is nearer. It must be importable by name (installed, or on
+              PYTHONPATH); only your own configuration can name one, never a file from
+              elsewhere. It runs within the routing process: what it takes, queries wait.
 
 `rank` works on vectors as they are: exact ones, or decoded sketches before anything was fetched.
 Equal scores are ordered by id, so that everyone who has the same candidates has the same order.
@@ -117,5 +118,24 @@ def _own(name: str) -> Measure:
         raise ConfigError(str(error), f"similarity {name}", f"Known: {known}, or module:function")
     if not callable(found):
         raise ConfigError("is not callable", f"similarity {name}", "Name a function")
-    measured: Measure = found
-    return measured
+    return _checked(name, found)
+
+
+def _checked(name: str, function: "Callable[[Int8, Int8], Sequence[float] | Floats]") -> Measure:
+    """A function of somebody's own whose mistakes are told as such. Tried once, here."""
+
+    def compare(query: Int8, candidates: Int8) -> Floats:
+        fix = "It gets (64,) and (n, 64) int8 and returns n numbers"
+        try:
+            scores = np.asarray(function(query, candidates), np.float64)
+        except Exception as error:
+            text = f"failed: {type(error).__name__}: {error}"
+            raise ConfigError(text[:200], f"similarity {name}", fix)
+        if scores.shape != (len(candidates),):
+            text = f"returned {scores.shape} scores for {len(candidates)} candidates"
+            raise ConfigError(text, f"similarity {name}", fix)
+        return scores
+
+    some = np.arange(1, 3 * VECTOR_BYTES + 1).reshape(3, VECTOR_BYTES) % 127
+    compare(some[0].astype(np.int8), some.astype(np.int8))
+    return compare

@@ -7,10 +7,10 @@ are made from the outcomes that devices send; one that is close to an interest t
 device has already adds nothing.
 
 A new pointer under a watched key is told by the route within about a second. It is
-verified like any other; when its sketch is near enough to an interest, the outcome is
-fetched from its origin as a voucher, held against the pointer's promise
-(query.broken_promise) and handed over: one row in `found` for each device concerned. What
-becomes of it there is the mailbox's business.
+verified like any other; when its sketch is near enough to an interest, as its domain's
+measure sees it (likeness.py), the outcome is fetched from its origin as a voucher, held
+against the pointer's promise (query.broken_promise) and handed over: one row in `found`
+for each device concerned. What becomes of it there is the mailbox's business.
 
 Limits, so that a busy network cannot drown a small gateway: keys watched, pointers
 waiting (the oldest go), outcomes fetched per second, and per device and hour. An origin
@@ -24,17 +24,17 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-
 from edge_agent.errors import RemoteError
 from gateway.answers import label_of
 from gateway.cells import Path, Probe, path_key
+from gateway.likeness import Likeness, by_cosine
 from gateway.network import Network
 from gateway.pointer import Pointer
 from gateway.query import FETCH_AT_ONCE, broken_promise
 from gateway.reader import Reader
 from gateway.routes import Callback
 from gateway.routing_db import Interest, RoutingDb
+from gateway.sketch import Int8, as_rows
 from gateway.voucher import Voucher
 
 log = logging.getLogger("gateway.watch")
@@ -45,7 +45,7 @@ SEEN_MAX = 65_536
 UNSURE_BELOW = 128  # confidence, of 255
 CELLS_SURE, CELLS_UNSURE = 1, 3  # for each label
 LIFE_S = 7 * 86_400
-CLOSE = 0.95  # cosine at which two vectors of one device are one interest
+CLOSE = 0.95  # likeness at which two vectors of one device are one interest
 PER_SECOND = 20.0  # outcomes fetched
 PER_DEVICE_HOUR = 120
 GATHER_S = 0.03  # pointers that come together are fetched together
@@ -84,19 +84,27 @@ class _Waiting:
 class Interests:
     """Which outcomes become interests."""
 
-    def __init__(self, db: RoutingDb, now_s: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        db: RoutingDb,
+        now_s: Callable[[], float],
+        likeness: Callable[[bytes], Likeness] = by_cosine,
+    ) -> None:
         self._db = db
         self._now_s = now_s
-        self._known: dict[tuple[bytes, bytes], list[tuple[Any, bool]]] = {}
+        self._likeness = likeness
+        self._known: dict[tuple[bytes, bytes], list[tuple[bytes, bool]]] = {}
         for one in db.interests(int(now_s())):
             self._keep(one.agent, one.domain, one.vector, one.label is None)
 
     def note(self, agent: bytes, domain: bytes, label: int, confidence: int, vector: bytes) -> bool:
         """Take in a new outcome of a device; True when it made an interest."""
         unsure = confidence < UNSURE_BELOW
-        mine = _unit(vector)
-        for other, was_unsure in self._known.get((agent, domain), ()):
-            if (was_unsure or not unsure) and float(mine @ other) >= CLOSE:
+        known = self._known.get((agent, domain), ())
+        others = [other for other, was_unsure in known if was_unsure or not unsure]
+        if others:
+            likeness, mine = self._likeness(domain), as_rows(vector)[0]
+            if likeness.same(mine, as_rows(others)).max() >= likeness.same_score(CLOSE, mine):
                 return False
         self._db.add_interest(
             agent, domain, None if unsure else label, vector, confidence,
@@ -107,14 +115,8 @@ class Interests:
 
     def _keep(self, agent: bytes, domain: bytes, vector: bytes, unsure: bool) -> None:
         known = self._known.setdefault((agent, domain), [])
-        known.append((_unit(vector), unsure))
+        known.append((vector, unsure))
         del known[:-64]  # the database keeps as many
-
-
-def _unit(vector: bytes) -> Any:
-    values = np.frombuffer(vector, np.int8).astype(np.float32)
-    length = float(np.sqrt((values * values).sum()))
-    return values / length if length else values
 
 
 class Watch:
@@ -130,8 +132,10 @@ class Watch:
         db: RoutingDb,
         now_s: Callable[[], float],
         near: float = 0.5,
+        likeness: Callable[[bytes], Likeness] = by_cosine,
     ) -> None:
         self._near = near
+        self._likeness = likeness
         self._network = network
         self._routes = routes
         self._readers = readers
@@ -285,13 +289,13 @@ class Watch:
         """Keep a pointer for those interests that it is near enough to."""
         if pointer.gateway == self._network.gateway:
             return
-        looks = _unit(entry.reader.codebook.sketcher.decode(pointer.sketch))
+        looks = as_rows(entry.reader.codebook.sketcher.decode(pointer.sketch))
         met = []
         for interest in entry.interests:
             name = (pointer.gateway, pointer.id, interest.agent)
             if self._seen.get(name, -1) >= pointer.epoch:
                 continue
-            if float(looks @ _unit(interest.vector)) < self._near:
+            if not self._near_enough(pointer.domain, as_rows(interest.vector)[0], looks):
                 continue
             self._seen[name] = pointer.epoch
             met.append(interest)
@@ -304,6 +308,11 @@ class Watch:
             self._waiting.pop(0)
             self.counters["dropped"] += 1
         self._waiting.append(_Waiting(pointer, entry.reader, met))
+
+    def _near_enough(self, domain: bytes, mine: Int8, looks: Int8) -> bool:
+        likeness = self._likeness(domain)
+        score = float(likeness.measure(mine, looks)[0])
+        return score >= likeness.near_score(self._near, mine)
 
     # -- what is fetched --------------------------------------------------------------
 
@@ -353,11 +362,12 @@ class Watch:
             self.counters["broken promise: " + reason] += 1
             return
         facts = voucher.facts
-        mine = _unit(voucher.record.outcome.vector)
+        theirs = as_rows(voucher.record.outcome.vector)
+        measure = self._likeness(one.pointer.domain).measure
         best: dict[bytes, float] = {}
         for interest in one.interests:
-            score = float(mine @ _unit(interest.vector))
-            best[interest.agent] = max(score, best.get(interest.agent, -1.0))
+            score = float(measure(as_rows(interest.vector)[0], theirs)[0])
+            best[interest.agent] = max(score, best.get(interest.agent, score))
         for agent, score in best.items():
             if not self._may(agent):
                 self.counters["over a device's limit"] += 1

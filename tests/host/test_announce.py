@@ -20,6 +20,7 @@ from gateway.announce import (
     Settings,
     restored,
 )
+from gateway.likeness import Likeness
 from gateway.pointer import CONFIRMED, OUTCOME, SYNTHESISED
 from gateway.routing_rows import Announced
 from gateway.similarity import l2
@@ -374,16 +375,17 @@ def test_next_due():
 
 
 def test_another_measure():
-    a = Announcer(Settings(merge_above=-10.0, novel_below=-100.0), l2)
+    # Without a codebook a vector's own length, 100, is the scale: 0.97 is 24.5 apart, 0.5 is 100.
+    a = Announcer(Settings(novel_below=0.5), Likeness("l2", l2))
     a.offer(one(1, decoded=axis(1)), NOW)
     a.due(NOW)
-    assert a.offer(one(2, decoded=axis(1, 9)), NOW) == "merged"
-    assert a.offer(one(3, decoded=axis(1, 11)), NOW) == "waits"
+    assert a.offer(one(2, decoded=axis(1, 24)), NOW) == "merged"
+    assert a.offer(one(3, decoded=axis(1, 26)), NOW) == "waits"
     assert a.due(NOW)[0].reason == "other"
 
 
 def test_a_measure_that_gives_no_number():
-    a = Announcer(Settings(), lambda q, c: np.full(len(c), np.nan))
+    a = Announcer(Settings(), Likeness("cosine", lambda q, c: np.full(len(c), np.nan)))
     for row in range(3):
         assert a.offer(one(row), NOW) == "waits"
     assert len(a.due(NOW)) == 3
@@ -393,7 +395,7 @@ def test_a_measure_that_gives_no_number():
     "wrong",
     [
         {"mode": "all"}, {"lifetime_s": 59}, {"lifetime_s": 9 * DAY_S}, {"per_cell": 0},
-        {"per_day": 0}, {"held": 0}, {"waiting": 0},
+        {"per_day": 0}, {"held": 0}, {"waiting": 0}, {"merge_above": 1.1}, {"novel_below": -2},
     ],
 )  # fmt: skip
 def test_settings_are_checked(wrong):

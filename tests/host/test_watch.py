@@ -10,6 +10,7 @@ from gateway import watch as watching
 from gateway.cells import assign
 from gateway.peers import PeerError
 from gateway.routing_db import RoutingDb
+from gateway.similarity import rank
 from gateway.watch import Interests, Watch
 
 AGENT = b"\x0a" * 8
@@ -117,7 +118,7 @@ def test_a_new_pointer_becomes_a_row_for_the_device(field):
 
 
 def cosine(a, b):
-    return float(watching._unit(a) @ watching._unit(b))
+    return float(rank("cosine", a, [b])[1][0])
 
 
 def test_an_origin_that_is_away_is_asked_again_and_given_up(field):
