@@ -10,7 +10,7 @@ from typing import Any
 from edge_agent.errors import ConfigError, StoreError
 from gateway.config import GatewayConfig
 from gateway.files import read_private
-from gateway.supervise import Supervised
+from gateway.supervise import Supervised, end_with_parent
 
 TOKEN = Path("routing") / "api.token"
 
@@ -23,7 +23,7 @@ def _missing(error: ImportError) -> StoreError:
 
 def child_router(folder: Path) -> Supervised:
     """`edge-gateway route` beside the ingest process."""
-    command = [sys.executable, "-m", "gateway.cli", "-C", str(folder), "route"]
+    command = [sys.executable, "-m", "gateway.cli", "-C", str(folder), "route", "--child"]
     return Supervised("routing", command)
 
 
@@ -73,6 +73,8 @@ def do_route(options: argparse.Namespace) -> int:
         from gateway.router import serve
     except ImportError as error:
         raise _missing(error)
+    if options.child:
+        end_with_parent()
     serve(options.dir)
     return 0
 
@@ -180,6 +182,7 @@ def add_routing_commands(commands: "argparse._SubParsersAction[argparse.Argument
 
     sub = command("route", do_route, "announce and find outcomes, until SIGTERM")
     sub.add_argument("--status", action="store_true", help="what the running process is doing")
+    sub.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
 
     sub = command("query", do_query, "find outcomes like a given one, here and at peers")
     sub.add_argument(

@@ -1,7 +1,15 @@
-"""A child process that is started again when it ends, later each time, and ended with us."""
+"""A child process that is started again when it ends, later each time, and ended with us.
+
+Its standard input is a pipe that nobody writes to: it ends when this process does, however
+that happens, and a child that calls `end_with_parent` then ends as by SIGTERM. A child that
+went on alone would keep the next one from starting.
+"""
 
 import logging
+import os
+import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -11,6 +19,16 @@ log = logging.getLogger("gateway")
 PAUSE_S = (1.0, 60.0)
 # A child that ran this long was well; its next failure counts as the first.
 WELL_S = 300.0
+
+
+def end_with_parent() -> None:
+    """In the child: SIGTERM for ourselves when standard input ends."""
+
+    def wait() -> None:
+        sys.stdin.buffer.read()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 class Supervised:
@@ -37,8 +55,10 @@ class Supervised:
             with self._lock:
                 if self._stopping.is_set():
                     return
-                self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL)  # noqa: S603
+                self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE)  # noqa: S603
             code = self._process.wait()
+            if self._process.stdin is not None:
+                self._process.stdin.close()
             if self._stopping.is_set():
                 return
             if time.monotonic() - began > WELL_S:

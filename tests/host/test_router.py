@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -487,6 +488,23 @@ def test_routing_that_dies_is_started_again_and_ended_with_its_parent(tmp_path, 
     finally:
         child.stop()
     wait_until(lambda: not token.exists(), 5)
+
+
+def test_routing_ends_when_its_parent_is_killed(tmp_path):
+    (site,) = World(tmp_path, ROUTES["folder"](tmp_path), ("north",)).sites
+    token = site.folder / "routing" / "api.token"
+    code = f"from gateway.cli_routing import child_router as c; c({str(site.folder)!r}); input()"
+    parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+    try:
+        wait_until(token.exists)
+        child = json.loads(token.read_text())["pid"]
+        parent.kill()
+        parent.wait()
+        wait_until(lambda: not Path(f"/proc/{child}").exists(), 10)
+        assert not token.exists()
+    finally:
+        parent.kill()
+        parent.wait()
 
 
 def test_alone(tmp_path):
