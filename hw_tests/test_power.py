@@ -118,4 +118,4 @@ def test_a_chain_of_sigkills(world, seed):
 @pytest.mark.parametrize("part", range(2))
 def test_long_chains_of_sigkills(world, seed, part):
     verdict = kills(world, 60, seed + part)
-    assert verdict.committed >= 500
+    assert verdict.committed >= 200

@@ -16,6 +16,8 @@ apps   /opt/edge: our wheel, built from this tree, and the wheels it asks for, f
 Needs Debian packages debootstrap, e2fsprogs and qemu-system-arm.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -40,6 +42,7 @@ DRIVERS = [
 EXTRAS = ("gateway",)
 PLATFORMS = ["manylinux_2_%d_aarch64" % n for n in (17, 24, 27, 28, 31, 34, 36)]
 PYTHON = "3.11"
+KEEP = 2  # of each product: another run may be using the one before
 
 
 class Missing(Exception):
@@ -67,9 +70,18 @@ def _kept(name: str, key: str) -> "tuple[Path, bool]":
         os.utime(path)
         return path, True
     CACHE.mkdir(parents=True, exist_ok=True)
-    for old in CACHE.glob(name + "-*"):
+    for old in sorted(CACHE.glob(name + "-*"), key=os.path.getmtime)[:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)
     return path, False
+
+
+@contextlib.contextmanager
+def _alone(name: str) -> "Iterator[None]":
+    """Workers of one test run must not build the same thing."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / (name + ".lock")).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _ext4(folder: Path, image: Path, megabytes: int) -> None:
@@ -82,6 +94,11 @@ def _ext4(folder: Path, image: Path, megabytes: int) -> None:
 
 def base() -> Path:
     """A folder with base.ext4, vmlinuz and initrd."""
+    with _alone("base"):
+        return _base()
+
+
+def _base() -> Path:
     recipe = [Path(__file__).read_bytes()] + [p.read_bytes() for p in sorted(GUEST.iterdir())]
     path, there = _kept("base", _digest(*recipe))
     if there:
@@ -171,6 +188,11 @@ def our_wheel(place: Path) -> Path:
 
 def apps() -> Path:
     """A folder with apps.ext4."""
+    with _alone("apps"):
+        return _apps()
+
+
+def _apps() -> Path:
     CACHE.mkdir(parents=True, exist_ok=True)
     constraints = (ROOT / "constraints.txt").read_text()
     with tempfile.TemporaryDirectory(dir=CACHE) as name:
