@@ -33,6 +33,8 @@ _HEAD = struct.Struct(">2sBBII16s")
 MAGIC, VERSION = b"QD", 1
 WORD_SIZE = 16
 REVEALS_MAX = 4
+# Editions of one announcement that are remembered, the newest are revealed.
+EDITIONS = 8
 ENVELOPE_MAX = _HEAD.size + REVEALS_MAX * WORD_SIZE + VALUE_MAX
 
 
@@ -124,3 +126,51 @@ def read(raw: Iterable[bytes]) -> Read:
         elif envelope.value:
             values[envelope.value] = max(envelope.expires, values.get(envelope.value, 0))
     return Read(values, envelopes, back, damaged, withdrawn)
+
+
+class Editions:
+    """One announcement in the DHT: which editions of it others may still read.
+
+    handle: the engine's number for it.  editions: number -> until when a copy can be read.
+    live: the edition that holds, None when withdrawn.  until: for a withdrawal, when
+    nothing is left to hide.
+    """
+
+    __slots__ = ("editions", "handle", "live", "taken_back", "until")
+
+    def __init__(self, handle: int) -> None:
+        self.handle = handle
+        self.editions: dict[int, float] = {}
+        self.taken_back: set[int] = set()
+        self.live: int | None = None
+        self.until = 0.0
+
+    def fresh(self, value: bytes, expires: int) -> int:
+        """An edition for this value that was never taken back."""
+        turn = 0
+        while (number := edition(value, expires, turn)) in self.taken_back:
+            turn += 1
+        return number
+
+    def replace(self, number: "int | None", until: float, now: float, expire_s: int) -> None:
+        """`number` is the edition that holds from now on; the others are taken back."""
+        copies = now + expire_s + 60
+        for old in self.editions:
+            if old != number:
+                self.taken_back.add(old)
+                self.editions[old] = min(self.editions[old], copies)
+        if number is not None:
+            self.editions.pop(number, None)
+        self.editions = {n: t for n, t in self.editions.items() if t > now}
+        while len(self.editions) >= EDITIONS:
+            del self.editions[next(iter(self.editions))]
+        if number is not None:
+            self.editions[number] = until
+        if len(self.taken_back) > 4 * EDITIONS:
+            self.taken_back &= self.editions.keys()
+        self.live = number
+
+    def reveals(self, secret: bytes, key: bytes, token: bytes) -> tuple[bytes, ...]:
+        """The words of the newest editions that no longer hold."""
+        old = [number for number in self.editions if number != self.live]
+        return tuple(word(secret, key, token, number) for number in old[-REVEALS_MAX:])

@@ -54,21 +54,6 @@ AGAIN_S = 2.0
 SWEEP_KEYS = 16  # looked up at a time, at most once a second
 GET_S = 4.0
 IDLE_MAX = 512
-# Editions of one announcement that are remembered, the newest first revealed.
-EDITIONS = 8
-
-
-class _Put:
-    """One announcement in the DHT. editions: number -> until when a copy can be read."""
-
-    __slots__ = ("editions", "handle", "live", "taken_back", "until")
-
-    def __init__(self, handle: int) -> None:
-        self.handle = handle
-        self.editions: dict[int, float] = {}
-        self.taken_back: set[int] = set()
-        self.live: int | None = None
-        self.until = 0.0  # for a withdrawal: when nothing is left to hide
 
 
 class DhtRoute(LocalRoute):
@@ -106,7 +91,7 @@ class DhtRoute(LocalRoute):
         self._node: dict[str, Any] = {}
         self._met = 0.0  # when the sidecar first knew another node
         self._second: tuple[float, int] | None = None
-        self._puts: dict[Name, _Put] = {}
+        self._puts: dict[Name, dht_value.Editions] = {}
         self._handles = 0
         self._gets: dict[int, Callable[[str, list[Any]], None]] = {}
         self._raw: dict[bytes, dict[bytes, None]] = {}  # watched key -> what was heard
@@ -201,16 +186,11 @@ class DhtRoute(LocalRoute):
 
     async def _put(self, key: bytes, token: bytes, value: bytes, expires_s: int) -> bool:
         put = await self._slot((key, token))
-        turn = 0
-        number = dht_value.edition(value, expires_s, turn)
-        while number in put.taken_back:
-            turn += 1
-            number = dht_value.edition(value, expires_s, turn)
-        gone = float(expires_s)
-        self._replace(put, number, gone)
+        number = put.fresh(value, expires_s)
+        put.replace(number, expires_s, self.clock(), self.settings.expire_s)
         shown = dht_value.commit(dht_value.word(self._secret, key, token, number))
         envelope = dht_value.Envelope(
-            expires_s, number, shown, self._reveals((key, token), put), value
+            expires_s, number, shown, put.reveals(self._secret, key, token), value
         )
         taken = await self._send(put, key, envelope)
         self._spent("announce", self._child.taken())
@@ -218,18 +198,18 @@ class DhtRoute(LocalRoute):
 
     async def _drop(self, key: bytes, token: bytes) -> bool:
         put = await self._slot((key, token), look=True)
-        self._replace(put, None, 0)
+        put.replace(None, 0, self.clock(), self.settings.expire_s)
         if not put.editions:
             self._forget((key, token))
             return True
         put.until = max(put.editions.values())
-        reveals = self._reveals((key, token), put)
+        reveals = put.reveals(self._secret, key, token)
         envelope = dht_value.Envelope(int(put.until) + 1, 0, bytes(16), reveals, b"")
         taken = await self._send(put, key, envelope)
         self._spent("withdraw", self._child.taken())
         return taken
 
-    async def _slot(self, name: Name, look: bool = False) -> _Put:
+    async def _slot(self, name: Name, look: bool = False) -> dht_value.Editions:
         """What is known of an announcement; asks the DHT when an earlier process may know."""
         put = self._puts.get(name)
         if put is not None:
@@ -242,7 +222,7 @@ class DhtRoute(LocalRoute):
         else:
             left = dht_value.read(())
         self._handles += 1
-        put = self._puts[name] = _Put(self._handles)
+        put = self._puts[name] = dht_value.Editions(self._handles)
         for envelope in left.envelopes:
             shown = dht_value.commit(dht_value.word(self._secret, *name, envelope.edition))
             if envelope.value and shown == envelope.commit:
@@ -252,30 +232,9 @@ class DhtRoute(LocalRoute):
                     put.editions[envelope.edition] = envelope.expires
         return put
 
-    def _replace(self, put: _Put, number: "int | None", until: float) -> None:
-        """`number` is the edition that holds from now on; the others are taken back."""
-        now = self.clock()
-        copies = now + self.settings.expire_s + 60
-        for old in put.editions:
-            if old != number:
-                put.taken_back.add(old)
-                put.editions[old] = min(put.editions[old], copies)
-        put.editions.pop(number or 0, None)
-        put.editions = {n: t for n, t in put.editions.items() if t > now}
-        while len(put.editions) >= EDITIONS:
-            del put.editions[next(iter(put.editions))]
-        if number is not None:
-            put.editions[number] = until
-        if len(put.taken_back) > 4 * EDITIONS:
-            put.taken_back &= put.editions.keys()
-        put.live = number
-
-    def _reveals(self, name: Name, put: _Put) -> tuple[bytes, ...]:
-        old = [number for number in put.editions if number != put.live]
-        newest = old[-dht_value.REVEALS_MAX :]
-        return tuple(dht_value.word(self._secret, *name, number) for number in newest)
-
-    async def _send(self, put: _Put, key: bytes, envelope: dht_value.Envelope) -> bool:
+    async def _send(
+        self, put: dht_value.Editions, key: bytes, envelope: dht_value.Envelope
+    ) -> bool:
         data = dht_value.pack(envelope)
         value_id = dht_value.value_id(self._secret, data)
         if self._alone():
