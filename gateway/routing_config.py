@@ -62,6 +62,8 @@ _ROUTES = {
     "pubsub": {"host", "port", "user", "password", "tls", "root"},
     "dht": {"host", "port", "seeds"},
 }
+# What a field is written as; everything else is a text.
+_LISTS, _PORT, _FILES = {"directories", "seeds"}, "port", "tls"
 SELF = "self"
 
 
@@ -147,7 +149,25 @@ class RoutingConfig:
         for name in entry:
             if name != "kind" and name not in known:
                 raise ConfigError("unknown field", f"{where}.{name}", f"Known: {sorted(known)}")
+            self._route_field(f"{where}.{name}", name, entry[name])
         return entry
+
+    @staticmethod
+    def _route_field(where: str, name: str, value: Any) -> None:
+        if name in _LISTS:
+            good = isinstance(value, list) and all(isinstance(one, str) for one in value)
+            fix = 'Write a list of texts, like ["name"]'
+        elif name == _PORT:
+            good = type(value) is int and 0 <= value <= 65_535
+            fix = "Write a whole number 0..65535"
+        elif name == _FILES:
+            good = value is None or isinstance(value, dict)
+            fix = 'Write {"ca": "FILE.pem"}, or leave it out'
+        else:
+            good = isinstance(value, str) and (value != "" or name in ("user", "password"))
+            fix = "Write a text in quotes"
+        if not good:
+            raise ConfigError(f"{value!r} is not allowed", where, fix)
 
     # -- routes -------------------------------------------------------------------------
 
