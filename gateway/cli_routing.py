@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,8 @@ def call(folder: Path, method: str, path: str, body: Any, seconds: float) -> dic
 
 
 def do_route(options: argparse.Namespace) -> int:
+    if options.audit:
+        return do_audit(options)
     if options.status:
         found = call(options.dir, "GET", "/status", None, 10.0)
         print(json.dumps(found, indent=1) if options.json else _status_text(found))
@@ -76,6 +79,36 @@ def do_route(options: argparse.Namespace) -> int:
     if options.child:
         end_with_parent()
     serve(options.dir)
+    return 0
+
+
+def do_audit(options: argparse.Namespace) -> int:
+    """Who asked this gateway for what, newest first; the routing process need not run."""
+    try:
+        from gateway.network import Network
+        from gateway.routing_rows import read_audit
+    except ImportError as error:
+        raise _missing(error)
+    file = GatewayConfig(options.dir).folder / "routing" / "routing.db"
+    network = Network.load(options.dir)
+    names = {peer.gateway: peer.name for peer in network.peers()}
+    rows = read_audit(file, options.rows) if file.exists() else []
+    found = [
+        {**row, "gateway": row["gateway"].hex(), "name": names.get(row["gateway"], "")}
+        for row in rows
+    ]
+    if options.json:
+        print(json.dumps(found, indent=1))
+        return 0
+    for row in found:
+        at = datetime.fromtimestamp(row["utc_ms"] / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        who = row["name"] or row["gateway"] or "unknown"
+        print(
+            f"{at}  {who:16} {row['op'] or '-':6} {row['verdict']:12} {row['count']:4}  "
+            f"{row['detail']}".rstrip()
+        )
+    if not found:
+        print("nobody has asked")
     return 0
 
 
@@ -104,6 +137,7 @@ def _status_text(found: dict[str, Any]) -> str:
         )
     if not found["domains"]:
         lines.append("domain     none has a codebook: copy its file into codebooks/")
+    lines += [f"passed over {one}" for one in found["codebooks skipped"]]
     rejected = ", ".join(f"{k} {v}" for k, v in found["rejected"].items()) or "nothing"
     lines.append(f"queries    {found['queries']}")
     lines.append(f"rejected   {rejected}")
@@ -182,6 +216,8 @@ def add_routing_commands(commands: "argparse._SubParsersAction[argparse.Argument
 
     sub = command("route", do_route, "announce and find outcomes, until SIGTERM")
     sub.add_argument("--status", action="store_true", help="what the running process is doing")
+    sub.add_argument("--audit", action="store_true", help="who asked for what, newest first")
+    sub.add_argument("--rows", type=int, default=100, metavar="N", help="of --audit (default 100)")
     sub.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
 
     sub = command("query", do_query, "find outcomes like a given one, here and at peers")

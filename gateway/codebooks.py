@@ -1,9 +1,11 @@
 """The codebook files of a gateway: which versions are in use, and a reader for each.
 
 Every file in the folder is loaded whose domain is known, whose signature is the domain
-owner's, and whose sketch kind is the network's. When a version came into use here is kept
-in routing.db, because for one lifetime of a pointer the version before it counts as well
-(codebook.in_use).
+owner's, and whose sketch kind is the network's: members must read each other's sketches, and
+how much a sketch gives away is the network's choice, not a codebook's. Files of another kind
+or domain are passed over and named in `skipped`, for the status. When a version came into
+use here is kept in routing.db, because for one lifetime of a pointer the version before it
+counts as well (codebook.in_use).
 """
 
 import logging
@@ -43,6 +45,7 @@ class Codebooks:
         self._db = db
         self._lifetime_s = lifetime_s
         self._now_s = now_s
+        self.skipped: list[str] = []  # files passed over, why, and what to do
         self._stamp: object = None
         self._readers: dict[bytes, Reader] = {}  # by codebook id: they have a memory
         self._since: dict[bytes, list[tuple[Codebook, int]]] = {}
@@ -58,6 +61,7 @@ class Codebooks:
         if stamp == self._stamp:
             return False
         since: dict[bytes, list[tuple[Codebook, int]]] = {}
+        self.skipped = []
         for path in files[:FILES_MAX]:
             book = self._load(path)
             if book is not None:
@@ -73,7 +77,7 @@ class Codebooks:
             book = Codebook.load(data, crypto)
             domain = self._domains.get(book.domain_id)
             if domain is None:
-                log.warning("%s is for domain %s, which is not here", path, book.domain_id.hex())
+                self._skip(path, f"for domain {book.domain_id.hex()}, which is not here")
                 return None
             known = self._readers.get(book.id)
             if known is not None:
@@ -82,13 +86,19 @@ class Codebooks:
         except (EdgeError, OSError) as error:
             raise ConfigError(f"not a codebook ({error})", str(path), "Remove it or copy it again")
         if NAMES[book.kind] != self._network.sketch:
-            raise ConfigError(
-                f"has sketches of kind {NAMES[book.kind]}, the network's is {self._network.sketch}",
-                str(path),
-                "Train one of that kind: edge-gateway domain train --kind",
+            wanted = self._network.sketch
+            self._skip(
+                path,
+                f"its sketches are {NAMES[book.kind]}, this network's are {wanted}; copy a codebook"
+                f" of that kind, or make one: edge-gateway domain train --kind {wanted}",
             )
+            return None
         self._readers[book.id] = Reader(self._network, book)
         return book
+
+    def _skip(self, path: Path, why: str) -> None:
+        self.skipped.append(f"{path.name}: {why}")
+        log.warning("%s passed over: %s", path, why)
 
     def _used_since(self, book: Codebook) -> int:
         key = f"codebook {book.id.hex()}"

@@ -29,7 +29,16 @@ import numpy as np
 from edge_agent.errors import StoreError
 from gateway.cells import Path
 from gateway.pointer import number_of, path_of
-from gateway.routing_rows import STEPS, Announced, Found, Interest, Local, Near
+from gateway.routing_rows import (
+    AUDIT,
+    STEPS,
+    Announced,
+    Found,
+    Interest,
+    Local,
+    Near,
+    audit_rows,
+)
 from gateway.similarity import Measure, rank
 from gateway.sketch import Int8
 
@@ -398,13 +407,8 @@ class RoutingDb:
 
     def audited(self, limit: int = 100) -> list[dict[str, Any]]:
         """The newest rows, newest first."""
-        rows = self.run(
-            "SELECT utc_ms, gateway, op, count, verdict, detail FROM audit"
-            " ORDER BY id DESC LIMIT ?",
-            (limit,),
-        )
-        names = ("utc_ms", "gateway", "op", "count", "verdict", "detail")
-        return [dict(zip(names, row, strict=True)) for row in rows]
+        rows = self.run(AUDIT, (limit,))
+        return audit_rows(rows)
 
     def count_rejected(self, reason: str, count: int, now_ms: int) -> None:
         self.run(

@@ -1,7 +1,12 @@
 """Schema and rows of routing.db; see routing_db.py."""
 
-from typing import NamedTuple
+import contextlib
+import sqlite3
+from collections.abc import Iterable, Sequence
+from pathlib import Path as FilePath
+from typing import Any, NamedTuple
 
+from edge_agent.errors import StoreError
 from gateway.cells import Path
 
 # Steps of the schema. One is never edited after a release: `user_version` says how many ran.
@@ -89,6 +94,9 @@ STEPS: tuple[tuple[str, ...], ...] = (
 )
 
 
+AUDIT = "SELECT utc_ms, gateway, op, count, verdict, detail FROM audit ORDER BY id DESC LIMIT ?"
+
+
 class Announced(NamedTuple):
     """One row of `announced`. thing: outcome id or agent id. value: as announced.
 
@@ -161,3 +169,19 @@ class Found(NamedTuple):
     found_ms: int
     taken_ms: int | None
     voucher: bytes
+
+
+def audit_rows(rows: Iterable[Sequence[Any]]) -> list[dict[str, Any]]:
+    names = ("utc_ms", "gateway", "op", "count", "verdict", "detail")
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def read_audit(path: FilePath, limit: int) -> list[dict[str, Any]]:
+    """The newest audit rows, from beside the process that writes them; nothing is changed."""
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+        ) as db:
+            return audit_rows(db.execute(AUDIT, (limit,)))
+    except sqlite3.Error as error:
+        raise StoreError(str(error), str(path), "Start routing once: it sets a bad file aside")

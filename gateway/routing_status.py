@@ -53,6 +53,7 @@ def status(router: "Router") -> dict[str, Any]:
             }
             for domain, announcer in router.announcers.items()
         },
+        "codebooks skipped": router.books.skipped,
         "feed": {"row": router.feed.last, **router.feed.counters},
         "published": dict(router.publisher.counters),
         "watch": router.watch.status(),

@@ -250,14 +250,18 @@ def test_commands_with_bad_input(files, capsys):
     assert main(["domain", "show", str(files / "test.domain"), *not_one]) == 1
 
 
-def test_the_shipped_codebook():
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("watch.codebook", "int4x64"), ("watch-sign256.codebook", "sign256")],
+)
+def test_the_shipped_codebooks(name, kind):
     known = Domain.load((ROOT / "models" / "watch.domain").read_bytes(), CRYPTO)
-    data = (ROOT / "models" / "watch.codebook").read_bytes()
-    noted = json.loads((ROOT / "models" / "provenance.json").read_text())["watch.codebook"]
+    data = (ROOT / "models" / name).read_bytes()
+    noted = json.loads((ROOT / "models" / "provenance.json").read_text())[name]
     assert noted["sha256"] == hashlib.sha256(data).hexdigest() and noted["bytes"] == len(data)
     assert len(data) < 320_000
     book = Codebook.load(data, CRYPTO, known)
-    assert book.kind == KINDS["int4x64"] and book.trained_on == noted["vectors"]
+    assert book.kind == KINDS[kind] and book.trained_on == noted["vectors"]
     assert (book.k1, book.k2) == (256, 16)
 
 
