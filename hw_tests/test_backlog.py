@@ -10,14 +10,17 @@ BACKLOG, LIVE = 10_000, 60
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_backlog_drains_behind_live_data(make_world, kind):
     """Nine of ten records are feedback, which is short: 10,000 outcomes do not fit 2 MB."""
-    world = make_world(journal={"segment_bytes": 16384, "max_segments": 120, "batch": 8})
+    world = make_world(
+        journal={"segment_bytes": 16384, "max_segments": 120, "batch": 8},
+        delivery={"window": 8, "custody": 32},
+    )
     world.box.cut()
     knobs = {"job": "hil_cuts", "windows": BACKLOG, "batch": 64, "short": 1}
     world.machine.start(options=knobs)
     assert world.machine.wait(300) == 0, world.story()
     world.box.mend()
     world.go(windows=LIVE, gap=100)
-    world.finish(400)
+    world.finish(900)
     verdict = world.judge("backlog")
     assert verdict.committed == verdict.delivered == BACKLOG + LIVE
     order = [record.outcome for record in world.bench.rows()]

@@ -17,7 +17,7 @@ from harness.deploy import commission, deployed, settings
 from harness.linkbox import LinkBox
 from harness.machine import FILES_BYTES, KILLED, Machine, MachineError
 
-HEAP_KIB = 160
+HEAP_KIB = 160  # 110 is a small board's; the agent with its link needs 128 so far
 BATCH = 4  # records a sync, as in deploy.settings: what a cut may leave unnoted
 
 
