@@ -10,6 +10,7 @@ from typing import Any
 from edge_agent.errors import ConfigError, StoreError
 from gateway import network
 from gateway.cards import CARD_MAX, Peer, fingerprint, split_endpoint
+from gateway.config import GatewayConfig
 from gateway.network import SKETCHES, Network
 from gateway.peers import Rules
 
@@ -141,7 +142,9 @@ def do_rules(options: argparse.Namespace) -> int:
             rules[name] = value.split(",")
         elif value:
             rules[name] = int(value) if value.isdecimal() else value
-    in_force = Rules.parse(rules, f"rules of {peer.name}")
+    Rules.parse(rules, f"rules of {peer.name}")
+    usual = GatewayConfig(options.dir).routing.get("rules", {})
+    in_force = Rules.parse({**usual, **rules}, "routing.rules")
     if options.change:
         here.set_rules(peer, rules)
     found = {
