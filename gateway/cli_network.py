@@ -68,6 +68,8 @@ def do_share(options: argparse.Namespace) -> int:
 
 def do_card(options: argparse.Namespace) -> int:
     here = Network.load(options.dir)
+    if options.endpoint:
+        here.set_endpoint(options.endpoint)
     endpoint = options.endpoint or here.endpoint
     card = here.card(options.name or "gw-" + here.gateway.hex()[:6], endpoint)
     try:
@@ -81,7 +83,10 @@ def do_card(options: argparse.Namespace) -> int:
         "file": str(options.out),
         "fingerprint": fingerprint(here.public),
     }
-    return _say(options, found, f"{options.out}, no secret\nfingerprint {found['fingerprint']}")
+    text = f"{options.out}, no secret\nfingerprint {found['fingerprint']}"
+    if not endpoint:
+        text += "\nno endpoint in it: others cannot call this gateway; give --endpoint HOST:PORT"
+    return _say(options, found, text)
 
 
 def do_add(options: argparse.Namespace) -> int:
