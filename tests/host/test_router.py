@@ -92,18 +92,36 @@ async def found_with_its_origin(north, west, wanted, rare):
 
 
 async def pushed_to_a_device(north, south, strange):
-    """Somebody else meets what puzzled a device here: it hears of it."""
+    """Somebody else meets what puzzled a device here: it hears of it, within a second.
+
+    A busy machine may take longer once; then another one is puzzled and it is tried again.
+    """
+    known = north.router.interests._known
+    seconds = await one_push(north, south, "unsure", strange)
+    for i, other in enumerate(vectors(3, 78)):
+        if seconds < 1.0:
+            break
+        device = f"unsure {i}"
+        north.commit(device, [(other, 1, 40)])
+        agent = north.devices[device].agent
+        await until(lambda agent=agent: (agent, DOMAIN.id) in known, 15, "interest")
+        await asyncio.sleep(2 * routing_process.WATCH_S)  # until it is watched
+        seconds = await one_push(north, south, device, other)
+    assert seconds < 1.0
+
+
+async def one_push(north, south, device, strange):
     await until(lambda: north.router.watch.status()["keys"] > 0, what="watched")
     (told,) = south.commit("d3", [(near(strange, 5), 2, 230)])
     seconds = await until(
         lambda: told in {row.outcome for row in north.router.db.found()}, 15, "pushed"
     )
     print(f"{seconds:.2f} s from commit to mailbox")
-    assert seconds < 5, "about one on a machine with nothing else to do"
     (row,) = [row for row in north.router.db.found() if row.outcome == told]
     assert (row.gateway, row.label) == (south.gateway, 2)
-    assert row.agent == north.devices["unsure"].agent
+    assert row.agent == north.devices[device].agent
     assert open_voucher(CRYPTO, south.gateway, south.network.public, row.voucher)
+    return seconds
 
 
 async def without_a_dead_origin(north, west):
