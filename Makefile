@@ -61,6 +61,7 @@ core32:
 	.cache/micropython/micropython32 -X heapsize=8M tests/core/run.py
 
 host: venv debian
+	@sh tools/natmod.sh x64
 	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 # Emulated boards with flash that remembers; see hw_tests/boards/README.md.

@@ -32,11 +32,11 @@ def load(
     limit: int,
 ) -> None:
     """Fill `net`. ModelError."""
-    from .kernels import Tiers  # only now: its package needs this module to be complete
-
-    tiers = Tiers(tier)
-    reader = getattr(tiers.first, "Reader", None)
     try:
+        from .kernels import Tiers  # only now: its package needs this module to be complete
+
+        tiers = Tiers(tier)
+        reader = getattr(tiers.first, "Reader", None)
         if reader is not None:
             # It leaves little garbage: collecting often would take longer than loading.
             collect()

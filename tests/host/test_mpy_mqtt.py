@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import queue
+import signal
 import socket
 import ssl
 import subprocess
@@ -217,6 +218,8 @@ def test_a_thousand_frames_resent_by_the_session(broker, job):
 def test_broker_killed_and_back(broker, job):
     running = job("flood", broker.port, count=3000, size=300, **USER)
     running.wait("up")
+    # From now on nothing is acknowledged, so that the flood cannot be over before the kill.
+    broker.process.send_signal(signal.SIGSTOP)
     time.sleep(0.1)
     broker.kill()
     running.wait("down")
