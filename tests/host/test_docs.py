@@ -145,6 +145,7 @@ def test_routing_walk(clone):
     # South has two windows beside the one in question; the rest can only be north's.
     assert {line.split()[1] for line in asked[0].splitlines()} == {"here", "north"}
     assert re.search(r"^north 0\.\d+ \d+ 20\d\d-", output, re.M)
+    assert re.search(r"^20.* south +fetch +ok ", output, re.M)
     assert "1 of 1 origins did not answer" in output
     assert output.count("noise       8\n") == 1 and "south is revoked" in output
     assert re.search(r"^version +2$", output, re.M)
