@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edge_agent.cpython.signer import HostCrypto
@@ -23,7 +24,7 @@ README = (ROOT / "README.md").read_text()
 ROUTING = (ROOT / "docs" / "routing.md").read_text()
 WINDOWS_OF_PERSON_4 = 226
 # Background jobs of the shell are its children: it ends them, by id, however it ends itself.
-TIDY = "trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT\n"
+TIDY = "trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT\n"
 
 
 # Merges a section into a gateway's configuration, as a reader does by hand.
@@ -128,9 +129,10 @@ def test_routing_walk(clone):
     for port in ("1883", "1884", "8470", "8471", "8480", "8481", "4222"):
         assert port in text
         text = re.sub(rf"\b{port}\b", str(free_port()), text)
-    own_domain(clone)
     script = ""
     for language, block in re.findall(r"^```(\w+ ?\w*)\n(.*?)^```", text, re.M | re.S):
+        if "domain train" in block:
+            continue
         if language == "sh":
             waits = "route --status" in block or "edge-agent run" in block
             script += SETTLED * waits + block
@@ -148,8 +150,17 @@ def test_routing_walk(clone):
     assert re.search(r"^20.* south +fetch +ok ", output, re.M)
     assert "1 of 1 origins did not answer" in output
     assert output.count("noise       8\n") == 1 and "south is revoked" in output
-    assert re.search(r"^version +2$", output, re.M)
+    assert np.load(clone / "mine.npy").shape == (WINDOWS_OF_PERSON_4, 64)
     assert '"port"' in (clone / "seed.log").read_text()
+
+
+def test_routing_training(clone):
+    """The last command there, on vectors as the lines before it write them."""
+    own_domain(clone)
+    rng = np.random.default_rng(1)
+    np.save(clone / "mine.npy", rng.integers(-100, 100, (300, 64)).astype(np.int8))
+    script = next(b for b in re.findall(r"```sh\n(.*?)```", ROUTING, re.S) if "train" in b)
+    assert re.search(r"^version +2$", run_shell(script, clone), re.M)
 
 
 def test_routes_in_the_documents_are_routes(clone):
