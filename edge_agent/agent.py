@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
     from edge_agent.config import Config
     from edge_agent.domain import Domain
-    from edge_agent.interfaces import Board
+    from edge_agent.interfaces import Board, Model
 
 SETTINGS = "settings"
 SENSOR_RETRY_S = (1, 60)
@@ -174,6 +174,14 @@ class Agent:
         now = self._now()
         self.core.on_clock(self.board.clock.utc_s(), now)
         self._perform(self.core.feedback(outcome_id, result, label, now, key))
+
+    def use_model(self, model: "Model") -> None:
+        """Conclude with another model, from the next window on.
+
+        It must suit the domain as the first one did: the board's own check says whether.
+        """
+        self.board.model = model
+        self.core.use_model(model.model_id)
 
     def status(self) -> "dict[str, Any]":
         """The core's status, the journal's statistics and the egress account.

@@ -112,6 +112,10 @@ class AgentCore:
         """What the board's clock says; 0 or an implausible time means: not known."""
         self._board_utc_offset = utc_s - now_ms // 1000 if utc_plausible(utc_s) else None
 
+    def use_model(self, model_id: "bytes | None") -> None:
+        """Outcomes and hellos name this model from now on."""
+        self._model_id = model_id
+
     def utc_s(self, now_ms: int) -> int:
         """Unix seconds: the board's clock, else the gateway's time of this boot, else 0."""
         if self._board_utc_offset is not None:

@@ -8,7 +8,7 @@ from array import array
 from rig import CRYPTO, Gateway, RamStore, Rand, make_config, make_domain
 
 from edge_agent import agent as driver
-from edge_agent import backoff
+from edge_agent import backoff, frame
 from edge_agent.agent import Agent
 from edge_agent.errors import ConfigError, LinkError, ModelError, SensorError, StoreError
 from edge_agent.interfaces import Board, Clock, Link, Model, ModelOutput, Sensor, Window
@@ -296,6 +296,23 @@ class TestAgent(unittest.TestCase):
         self.assertEqual(seen, [b"good", b"bad"])
         self.assertIn("box-failed", w.names())
         self.assertIn("box-unknown", w.names())
+
+    def test_another_model_in_the_middle(self):
+        class Second(FixedModel):
+            model_id = b"modelid2"
+
+            def run(self, features):
+                return ModelOutput(bytes([200, 0, 0]), bytes(range(64)), 0)
+
+        w = World(KEYS[:5] + [0.3] + KEYS[5:], handlers={3: lambda _: w.agent.use_model(Second())})
+        w.link.inbox.append((w.config.topic("box"), w.gateway.box(3, b"the second")))
+        w.run()
+        self.assertEqual(w.arrived(), w.ledgered())
+        opened = [frame.open_frame(data, w.gateway.ring, frame.UP) for _, _, data in w.ledger]
+        said = [(o.message.outcome.model, o.message.outcome.label) for o in opened]
+        self.assertEqual(len(said), 20)
+        self.assertEqual(sorted(set(said)), [(b"modelid1", 1), (b"modelid2", 0)])
+        self.assertEqual(said, sorted(said))
 
     def test_settings_outlive_a_boot(self):
         w = World([0.1])
