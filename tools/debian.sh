@@ -3,7 +3,7 @@
 #   sh tools/debian.sh [PACKAGE ...]      by default what the tests use beside Python
 set -eu
 missing=""
-for package in ${*:-mosquitto postgresql}; do
+for package in ${*:-mosquitto postgresql systemd}; do
     dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' ||
         missing="$missing $package"
 done
