@@ -30,8 +30,7 @@ def conf(config: GatewayConfig, folder: Path, listener: str = "127.0.0.1") -> st
         "# Written by `edge-gateway`. Local changes belong in conf.d of the system.",
         "per_listener_settings false",
         "allow_anonymous false",
-        "# Only when started as root: the owner of this folder, who can read its secrets.",
-        f"user {_owner(folder)}",
+        *_user(folder),
         f"password_file {folder / 'passwd'}",
         f"acl_file {folder / 'acl'}",
         "# The default of 1000 drops the rest of a backlog after acknowledging it.",
@@ -61,8 +60,14 @@ def conf(config: GatewayConfig, folder: Path, listener: str = "127.0.0.1") -> st
     return "\n".join(lines) + "\n"
 
 
-def _owner(folder: Path) -> str:
-    return pwd.getpwuid(folder.stat().st_uid).pw_name
+def _user(folder: Path) -> list[str]:
+    """Whom a broker started as root becomes; nobody when the owner's number has no name."""
+    try:
+        owner = pwd.getpwuid(folder.stat().st_uid).pw_name
+    except KeyError:  # as in many a container
+        return []
+    why = "# Only when started as root: the owner of this folder, who can read its secrets."
+    return [why, f"user {owner}"]
 
 
 def acl(config: GatewayConfig) -> str:

@@ -52,6 +52,20 @@ def test_init_leaves_nothing_for_others_to_read(folder):
     assert len(load_master(config.master)) == 32
 
 
+def test_a_folder_of_a_user_without_a_name(tmp_path, monkeypatch):
+    def nobody(uid):
+        raise KeyError(uid)
+
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    gateway("init", tmp_path / "gw")
+    lines = (tmp_path / "gw" / "mosquitto" / "mosquitto.conf").read_text().splitlines()
+    assert not [line for line in lines if line.startswith("user ")]
+    monkeypatch.undo()
+    gateway("init", tmp_path / "named")
+    named = (tmp_path / "named" / "mosquitto" / "mosquitto.conf").read_text().splitlines()
+    assert len([line for line in named if line.startswith("user ")]) == 1
+
+
 def test_two_gateways_share_no_secret(tmp_path):
     for name in "ab":
         gateway("init", tmp_path / name)
