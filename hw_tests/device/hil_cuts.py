@@ -1,8 +1,8 @@
 """A burst of writing, for power cuts: the journal alone, with frames that a gateway takes.
 
 Knobs: windows=N records to append, batch=N of them a sync, short=1 for nine of ten without
-a vector (feedback). Every record is noted when the
-sync that made it durable has returned, as hil_job does; "d" says that the burst was over.
+a vector (feedback). Every record is noted when the sync that made it durable has returned,
+as hil_job does; "d" says that the burst was over.
 """
 
 import os
@@ -37,6 +37,13 @@ def main():
     note("b", journal.boot, name, 0, 1)
     batch, short = option("batch", 2), option("short", 0)
     waiting = []
+
+    def settle():
+        journal.sync(clock.uptime_ms() // 1000)
+        for seq, identity in waiting:
+            note("c", name, seq, identity)
+        waiting.clear()
+
     for i in range(option("windows", 8)):
         seq, now = journal.next_seq, clock.uptime_ms()
         if short and i % 10:
@@ -50,12 +57,10 @@ def main():
         journal.append(seq, data, (1, 1, 0, 2)[i % 4], 0, now // 1000, config.generation)
         waiting.append((seq, outcome_name(data)))
         if len(waiting) >= batch:
-            journal.sync(now // 1000)
-            for seq, identity in waiting:
-                note("c", name, seq, identity)
-            waiting = []
+            settle()
             if i % 8 == 7:
                 journal.save()
+    settle()
     journal.close()
     note("d", qemu.stats()[0], qemu.stats()[2], len(os.listdir(config.journal_path)))
     qemu.exit(0)

@@ -157,10 +157,11 @@ class Bench:
             db.close()
 
     def rows(self) -> "list[Record]":
+        """In the order in which they were committed."""
         with opened(self.folder) as (_, store, _):
             found = store.run(
                 "SELECT s.journal, o.seq, f.frame FROM outcomes o"
-                " JOIN streams s ON s.id = o.stream JOIN frames f ON f.id = o.id"
+                " JOIN streams s ON s.id = o.stream JOIN frames f ON f.id = o.id ORDER BY o.id"
             ).fetchall()
         return [Record(j.hex(), seq, outcome_id(bytes(f)).hex()) for j, seq, f in found]
 
