@@ -19,9 +19,10 @@ from edge_agent.version import __version__
 from gateway import broker, enrol, reports
 from gateway.cli_network import add_network_commands
 from gateway.cli_routing import add_routing_commands, child_router
-from gateway.config import Domains, GatewayConfig, new_config
+from gateway.cli_setup import add_setup_commands
+from gateway.config import Domains, GatewayConfig
 from gateway.custody import Custody
-from gateway.keys import Registry, load_master, new_master
+from gateway.keys import Registry, load_master
 from gateway.mqtt import Bridge
 from gateway.retention import Retention
 from gateway.store import Store
@@ -105,47 +106,6 @@ def _show(options: argparse.Namespace, found: Any, text: str) -> int:
 # -- commands -----------------------------------------------------------------------
 
 
-def do_init(options: argparse.Namespace) -> int:
-    folder: Path = options.folder
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(error.strerror or "cannot be made", str(folder), "Choose another folder")
-    if (folder / "gateway.json").exists():
-        raise StoreError("a gateway is here already", str(folder), "Choose another folder", 17)
-    for path in options.domain:
-        if not path.is_file():
-            raise ConfigError("no such file", str(path), "--domain names a domain file")
-    tls = None
-    if options.tls_ca:
-        tls = {"ca": options.tls_ca}
-        if options.tls_cert and options.tls_key:
-            tls.update(server_cert=options.tls_cert, server_key=options.tls_key)
-    config = new_config(folder, options.host, options.port, options.root, tls)
-    config.domains.mkdir(mode=0o700, exist_ok=True)
-    for path in options.domain:
-        (config.domains / path.name).write_bytes(path.read_bytes())
-    domains = Domains(config.domains)
-    new_master(config.master)
-    store = Store(config.database, now_ms=now_ms())
-    try:
-        store.set_meta("gateway", config.gateway)
-        registry = Registry(store, load_master(config.master), config.gateway)
-        enrol.tell_brokers(config, registry)
-    finally:
-        store.close()
-    found = {
-        "folder": str(folder),
-        "gateway": config.gateway.hex(),
-        "domains": [d.name for d in domains.values()],
-    }
-    text = f"gateway {config.gateway.hex()} in {folder}\n"
-    if not domains:
-        text += f"copy a domain file into {config.domains} before devices send\n"
-    text += "back up master.key now: without it no device can be verified again"
-    return _show(options, found, text)
-
-
 def do_run(options: argparse.Namespace) -> int:
     with opened(options.dir, owner=True) as (config, store, registry):
         domains = Domains(config.domains)
@@ -208,6 +168,7 @@ def do_enrol(options: argparse.Namespace) -> int:
             now_ms(),
             options.host,
             extra,
+            options.pin,
         )
     found = {"name": device.name, "agent": device.agent.hex(), "config": str(options.out)}
     return _show(
@@ -229,6 +190,7 @@ def do_rotate(options: argparse.Namespace) -> int:
             now_ms(),
             options.host,
             extra,
+            options.pin,
         )
     found = {
         "name": device.name,
@@ -344,16 +306,7 @@ def build_parser() -> argparse.ArgumentParser:
         sub.set_defaults(do=do)
         return sub
 
-    sub = command("init", do_init, "make a folder with settings, master secret, empty database")
-    sub.add_argument("folder", type=Path, help="new folder")
-    sub.add_argument("--domain", type=Path, action="append", default=[], metavar="FILE")
-    sub.add_argument("--host", default="127.0.0.1", help="of the broker (default 127.0.0.1)")
-    sub.add_argument("--port", type=int, default=1883, help="of the broker (default 1883)")
-    sub.add_argument("--root", default="qis/1", help="first topic levels (default qis/1)")
-    sub.add_argument("--tls-ca", metavar="PEM", help="trust this authority; turns TLS on")
-    sub.add_argument("--tls-cert", metavar="PEM", help="the broker's certificate, for mosquitto")
-    sub.add_argument("--tls-key", metavar="PEM", help="the broker's key, for mosquitto")
-
+    add_setup_commands(commands)
     sub = command("run", do_run, "take in frames until SIGTERM")
     sub.add_argument("--broker", action="store_true", help="run the embedded broker as a child")
     sub.add_argument("--route", action="store_true", help="run `edge-gateway route` as a child")
@@ -370,6 +323,9 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument("--host", default="", help="broker as the device sees it")
         sub.add_argument(
             "--template", type=Path, metavar="FILE", help="JSON with further fields of device.json"
+        )
+        sub.add_argument(
+            "--pin", action="store_true", help="trust the certificate itself: needs no clock"
         )
         if name == "enrol":
             sub.add_argument("--agent", default="", metavar="HEX", help="id (default: random)")

@@ -7,6 +7,8 @@ domains/         domain files; every file here is loaded
 codebooks/       codebook files, the same way (routing)
 routing/         identity, peers and state of the routing process (gateway.network)
 mosquitto/       mosquitto.conf, acl, passwd for a production broker
+tls/             authority and certificate of `init --tls` (gateway.ca)
+claims.db        codes for devices to come (gateway.claims)
 broker.toml      for the embedded broker; holds passwords, mode 0600
 status.json, metrics.prom   written by a running gateway
 """
@@ -14,7 +16,7 @@ status.json, metrics.prom   written by a running gateway
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from edge_agent.cpython.signer import HostCrypto
 from edge_agent.domain import Domain
@@ -31,6 +33,33 @@ DEFAULTS: dict[str, Any] = {
     "retention": {"megabytes": 4096, "days": 0},
     "metrics_s": 5,
 }
+
+
+DEVICES: dict[str, Any] = {
+    "host": "",
+    "port": 8883,
+    "listen": "",
+    "claim_port": 8884,
+    "ca": "tls/ca.crt",
+    "cert": "tls/server.crt",
+    "key": "tls/server.key",
+}
+
+
+class Devices(NamedTuple):
+    """The section "devices": how devices reach the broker, over TLS; None when they do not.
+
+    host: a name or address of this machine as devices know it. listen: the address to listen
+    on, "" for all. claim_port: where a device redeems its code. ca, cert, key: PEM files.
+    """
+
+    host: str
+    port: int
+    listen: str
+    claim_port: int
+    ca: Path
+    cert: Path
+    key: Path
 
 
 class GatewayConfig:
@@ -51,7 +80,7 @@ class GatewayConfig:
             raise ConfigError("not a JSON object", str(path), "It starts with { and ends with }")
         self.path = path
         self.fields = fields
-        known = set(DEFAULTS) | {"gateway", "password", "routing"}
+        known = set(DEFAULTS) | {"gateway", "password", "routing", "devices"}
         for name in fields:
             if name not in known:
                 raise ConfigError("unknown field", f"{path}: {name}", f"Known: {sorted(known)}")
@@ -66,7 +95,8 @@ class GatewayConfig:
         self.host = self._text(broker, "host", "", "broker.")
         self.port = self._int(broker, "port", 1, 65535, "broker.")
         self.keepalive_s = self._int(broker, "keepalive_s", 1, 65535, "broker.")
-        self.tls: dict[str, str] | None = broker.get("tls")
+        tls: dict[str, str] | None = broker.get("tls")
+        self.tls = tls and {name: str(self.folder / value) for name, value in tls.items()}
         self.user = "gateway-" + self.gateway.hex()
         self.password = self._text(fields, "password", "")
         merged = dict(DEFAULTS, **fields)
@@ -76,6 +106,7 @@ class GatewayConfig:
         retention = dict(DEFAULTS["retention"], **self._section(fields, "retention"))
         self.keep_bytes = self._int(retention, "megabytes", 0, 1 << 30, "retention.") << 20
         self.keep_days = self._int(retention, "days", 0, 36_500, "retention.")
+        self.devices = self._devices(fields)
         self.routing = self._section(fields, "routing")  # checked by gateway.routing_config
 
     def __repr__(self) -> str:
@@ -93,6 +124,26 @@ class GatewayConfig:
                     f"Known: {sorted(DEFAULTS[name])}",
                 )
         return value
+
+    def _devices(self, fields: dict[str, Any]) -> Devices | None:
+        if fields.get("devices") is None:
+            return None
+        section = self._section(fields, "devices")
+        for key in section:
+            if key not in DEVICES:
+                raise ConfigError(
+                    "unknown field", f"{self.path}: devices.{key}", f"Known: {sorted(DEVICES)}"
+                )
+        merged, where = {**DEVICES, **section}, "devices."
+        if not isinstance(merged["listen"], str):
+            raise ConfigError("not a text", f"{self.path}: devices.listen", 'Write "" for all')
+        return Devices(
+            self._text(merged, "host", "", where),
+            self._int(merged, "port", 1, 65535, where),
+            merged["listen"],
+            self._int(merged, "claim_port", 1, 65535, where),
+            *(self.folder / self._text(merged, name, "", where) for name in ("ca", "cert", "key")),
+        )
 
     def _text(self, fields: dict[str, Any], name: str, default: str, where: str = "") -> str:
         value = fields.get(name, default)
@@ -132,7 +183,12 @@ class GatewayConfig:
 
 
 def new_config(
-    folder: Path, host: str, port: int, root: str, tls: dict[str, str] | None
+    folder: Path,
+    host: str,
+    port: int,
+    root: str,
+    tls: dict[str, str] | None,
+    devices: "dict[str, Any] | None" = None,
 ) -> GatewayConfig:
     """Write gateway.json with a fresh gateway id and a random broker password."""
     fields = dict(DEFAULTS)
@@ -140,8 +196,15 @@ def new_config(
     fields["password"] = os.urandom(16).hex()
     fields["root"] = root
     fields["broker"] = dict(DEFAULTS["broker"], host=host, port=port, tls=tls)
+    if devices is not None:
+        fields["devices"] = {**DEVICES, **devices}
     write_private(folder / "gateway.json", json.dumps(fields, indent=2) + "\n", exclusive=True)
     return GatewayConfig(folder)
+
+
+def save_config(config: GatewayConfig, fields: dict[str, Any]) -> None:
+    """Replace gateway.json. The caller reads it again, which checks it."""
+    write_private(config.path, json.dumps(fields, indent=2) + "\n")
 
 
 class Domains(dict[bytes, Domain]):

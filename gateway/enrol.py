@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.errors import ConfigError, StoreError
-from gateway import broker, mosquitto
+from gateway import broker, ca, mosquitto
 from gateway.config import GatewayConfig
 from gateway.files import write_private
 from gateway.keys import Device, Registry
@@ -35,8 +35,12 @@ def device_file(
     device: Device,
     host: str = "",
     extra: "dict[str, Any] | None" = None,
+    pin: bool = False,
 ) -> dict[str, Any]:
-    """The content of device.json. extra: further fields, checked by the agent itself."""
+    """The content of device.json. extra: further fields, checked by the agent itself.
+
+    pin: trust the broker's certificate itself, which needs no clock, not its authority.
+    """
     fields: dict[str, Any] = {
         "agent": device.agent.hex(),
         "key": registry.secret(device.agent, device.generation).hex(),
@@ -44,7 +48,10 @@ def device_file(
         "root": config.root,
         "broker": {"host": host or config.host, "port": config.port},
     }
-    if config.tls and config.tls.get("ca"):
+    if config.devices is not None:
+        fields["broker"] = {"host": host or config.devices.host, "port": config.devices.port}
+        fields["broker"]["tls"] = trust(config, pin)
+    elif config.tls and config.tls.get("ca"):
         fields["broker"]["tls"] = {"ca": config.tls["ca"]}
     for name, value in (extra or {}).items():
         if name in ("agent", "key", "generation"):
@@ -65,6 +72,7 @@ def enrol(
     now_ms: int,
     host: str = "",
     extra: "dict[str, Any] | None" = None,
+    pin: bool = False,
 ) -> Device:
     """Take a device in and write its file. StoreError when id, name or file exist."""
     if not NAME.fullmatch(name):
@@ -73,10 +81,11 @@ def enrol(
         )
     if out.exists():
         raise StoreError("is there already", str(out), "Name another file or remove it", 17)
-    device_file(config, registry, Device(0, agent, name, b"", 1, 0, None), host, extra)
+    device_file(config, registry, Device(0, agent, name, b"", 1, 0, None), host, extra, pin)
     device = registry.add(agent, name, now_ms)
-    fields = device_file(config, registry, device, host, extra)
+    fields = device_file(config, registry, device, host, extra, pin)
     write_private(out, json.dumps(fields, indent=2) + "\n", exclusive=True)
+    write_authority(config, out.parent)
     tell_brokers(config, registry)
     return device
 
@@ -89,6 +98,7 @@ def rotate(
     now_ms: int,
     host: str = "",
     extra: "dict[str, Any] | None" = None,
+    pin: bool = False,
 ) -> Device:
     """Begin a new key generation and write the device's new file.
 
@@ -100,8 +110,9 @@ def rotate(
     if out.exists():
         raise StoreError("is there already", str(out), "Name another file or remove it", 17)
     device = registry.rotate(device, now_ms)
-    fields = device_file(config, registry, device, host, extra)
+    fields = device_file(config, registry, device, host, extra, pin)
     write_private(out, json.dumps(fields, indent=2) + "\n", exclusive=True)
+    write_authority(config, out.parent)
     tell_brokers(config, registry)
     return device
 
@@ -110,6 +121,31 @@ def revoke(config: GatewayConfig, registry: Registry, device: Device, now_ms: in
     """From now on the device is a stranger to broker and gateway."""
     registry.revoke(device, now_ms)
     tell_brokers(config, registry)
+
+
+def authority_name(config: GatewayConfig) -> str:
+    """The file beside device.json with the authority; each gateway's has its own name."""
+    return f"ca-{config.gateway.hex()[:8]}.crt"
+
+
+def trust(config: GatewayConfig, pin: bool) -> dict[str, str]:
+    """The section broker.tls of a device's file."""
+    if config.devices is None:
+        raise ConfigError(
+            "devices do not use TLS here", str(config.path), "edge-gateway tls --make"
+        )
+    if pin:
+        return {"fingerprint": ca.fingerprint(ca.load(config.devices.cert)).hex()}
+    return {"ca": authority_name(config)}
+
+
+def write_authority(config: GatewayConfig, folder: Path) -> None:
+    """What device.json names as its authority, beside it."""
+    if config.devices is not None:
+        raw = config.devices.ca.read_bytes()
+        path = folder / authority_name(config)
+        if not path.exists() or path.read_bytes() != raw:
+            write_private(path, raw)
 
 
 def tell_brokers(config: GatewayConfig, registry: Registry) -> None:

@@ -5,6 +5,10 @@ drops the rest, and it lets 20 be in flight. Custody survives both, at the price
 again. What custody cannot do is keep devices apart; that is what the rules are for: a
 device writes its own `up` and `state`, reads its own `ack`, `box`, `cfg` and `ota`, and
 nothing else.
+
+There are two listeners. Plain TCP on loopback is for the gateway's own processes, which log
+in too. TLS is for devices (section "devices" of gateway.json); there the client id is the
+user name whatever a client says, so that no device can take over another's session.
 """
 
 import base64
@@ -25,7 +29,7 @@ DOWN = ("ack", "box", "cfg", "ota")
 
 
 def conf(config: GatewayConfig, folder: Path, listener: str = "127.0.0.1") -> str:
-    """mosquitto.conf. Plain TCP stays on loopback; `tls` in gateway.json opens 8883."""
+    """mosquitto.conf. Plain TCP stays on loopback; "devices" in gateway.json opens 8883."""
     lines = [
         "# Written by `edge-gateway`. Local changes belong in conf.d of the system.",
         "per_listener_settings false",
@@ -56,6 +60,18 @@ def conf(config: GatewayConfig, folder: Path, listener: str = "127.0.0.1") -> st
             f"cafile {tls['ca']}",
             f"certfile {tls['server_cert']}",
             f"keyfile {tls['server_key']}",
+        ]
+    devices = config.devices
+    if devices is not None:
+        lines += [
+            "",
+            "# Devices.",
+            f"listener {devices.port} {devices.listen}".rstrip(),
+            f"cafile {devices.ca.resolve()}",
+            f"certfile {devices.cert.resolve()}",
+            f"keyfile {devices.key.resolve()}",
+            "tls_version tlsv1.2",
+            "use_username_as_clientid true",
         ]
     return "\n".join(lines) + "\n"
 
