@@ -398,6 +398,8 @@ class AgentCore:
             self._model_id,
             self._version,
             self.cfg_version,
+            None,
+            None,
         )
         return frame.seal(self._keys, message)
 

@@ -28,11 +28,14 @@ class Outcome:
     head: version of the last layer that decided, None for the model's own.
     about: id of the outcome that this one judges: that makes it feedback.
     model: first 8 bytes of the model file's SHA-256, None when not known.
+    alone: (label, confidence) that the device's own model gave, when a head or neighbours
+    took part; else None.
     """
 
     __slots__ = (
         "about",
         "action",
+        "alone",
         "confidence",
         "depth",
         "head",
@@ -57,6 +60,7 @@ class Outcome:
         head: "int | None" = None,
         about: "bytes | None" = None,
         model: "bytes | None" = None,
+        alone: "tuple[int, int] | None" = None,
     ) -> None:
         self.vector = vector
         self.label = label
@@ -69,6 +73,7 @@ class Outcome:
         self.head = head
         self.about = about
         self.model = model
+        self.alone = alone
 
     def _all(self) -> "tuple[object, ...]":
         return (
@@ -83,6 +88,7 @@ class Outcome:
             self.head,
             self.about,
             self.model,
+            self.alone,
         )
 
     def __eq__(self, other: object) -> bool:

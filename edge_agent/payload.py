@@ -1,8 +1,8 @@
 """Messages and the CBOR maps that carry them; `frame` seals the maps.
 
 Every message has one encoding: an absent value is an absent label, never null, zero or
-an empty list, so that two readers cannot disagree. Labels 0..29 and 30..35 are listed in
-SPEC.md and frame.cddl. Unknown labels are ignored: that is how the format grows.
+an empty list, so that two readers cannot disagree. Labels are listed in SPEC.md and
+frame.cddl. Unknown labels are ignored: that is how the format grows.
 """
 
 from collections import namedtuple
@@ -36,6 +36,7 @@ GONE_MAX = 8
 DROPPED_MAX = 8
 SETTINGS_MAX = 32
 BODY_MAX = 440  # of a box, bytes: fits a frame in both forms
+NUMBERED_MAX = 432  # of a box with a number
 VERSION_MAX = 16  # bytes of UTF-8
 
 # journal: 4 bytes.  seq: 1..2**32-1.  boot: counts from 1.  uptime_ms: since that boot.
@@ -51,6 +52,8 @@ OutcomeRecord = namedtuple(
 # dropped: {reason: count}.  gone: up to 8 (first, last) ranges that hold records dropped
 # by policy, newest last.  model: 8 bytes or None.  version: of the agent, text.
 # cfg_version: of the settings in force, 0 for those it was enrolled with.
+# head: version of the head in force, None for the model's own last layer.
+# taken: highest mailbox number durably taken; None: this device takes no mail.
 Hello = namedtuple(
     "Hello",
     (
@@ -69,6 +72,8 @@ Hello = namedtuple(
         "model",
         "version",
         "cfg_version",
+        "head",
+        "taken",
     ),
 )
 
@@ -77,8 +82,9 @@ Hello = namedtuple(
 # utc_ms: gateway time.  counter: see SPEC.md, down counter.
 Ack = namedtuple("Ack", ("journal", "ranges", "refused", "nonce", "utc_ms", "counter"))
 
-# type: 0..255, what the body is.  body: at most 440 bytes.
-Box = namedtuple("Box", ("counter", "type", "body"))
+# type: 0..255, what the body is.  body: at most 440 bytes, 432 with a number.
+# number: of the mailbox, 0 when it has none.
+Box = namedtuple("Box", ("counter", "type", "body", "number"))
 
 # settings: {0..255: integer}, at most 32.
 Cfg = namedtuple("Cfg", ("counter", "version", "settings"))
@@ -98,6 +104,8 @@ def entries(message: object, small: bool) -> "tuple[int, int, bytes]":
         kind, content = ACK, _ack_map(message)
     elif isinstance(message, Box):
         kind, content = BOX, {22: message.counter, 33: message.type, 34: message.body}
+        if message.number:
+            content[37] = message.number
     elif isinstance(message, Cfg):
         kind = CFG
         content = {22: message.counter, 29: message.version, 35: message.settings}
@@ -194,6 +202,16 @@ def _outcome_entries(record: OutcomeRecord, small: bool) -> "tuple[int, bytes]":
     if about is not None:
         count += 1
         _fixed(out, b"\x12\x50", about, 16)
+    if outcome.alone is not None:
+        if about is not None:
+            raise FrameError("bad-field", "label 19 in feedback")
+        label, confidence = outcome.alone
+        if type(label) is not int or not 0 <= label <= U16:
+            raise FrameError("bad-field", "label 19")
+        if type(confidence) is not int or not 0 <= confidence <= U8:
+            raise FrameError("bad-field", "label 19")
+        count += 1
+        out.extend(bytes((0x13, 0x43, label >> 8, label & 255, confidence)))
     return count, bytes(out)
 
 
@@ -219,6 +237,10 @@ def _hello_map(hello: Hello) -> "Map":
         content[26] = [list(pair) for pair in hello.gone]
     if hello.model is not None:
         content[27] = hello.model
+    if hello.head is not None:
+        content[17] = hello.head
+    if hello.taken is not None:
+        content[38] = hello.taken
     return content
 
 
@@ -318,7 +340,7 @@ def _read_outcome(content: "Map") -> OutcomeRecord:
     result = None
     if 18 in content:
         about = _take_bytes(content, 18, 16)
-        for label in (8, 9, 11):
+        for label in (8, 9, 11, 19):
             if label in content:
                 raise FrameError("bad-field", "label %d in feedback" % label)
         result = _take_uint(content, 14, U16)
@@ -341,6 +363,10 @@ def _read_outcome(content: "Map") -> OutcomeRecord:
         if type(parents) is not list or not parents:
             raise FrameError("bad-field", "label 15")
         _check_parents(parents)
+    alone = None
+    if 19 in content:
+        said = _take_bytes(content, 19, 3)
+        alone = (said[0] << 8 | said[1], said[2])
     return OutcomeRecord(
         _take_bytes(content, 1, 4),
         _take_uint(content, 2, U32, 1),
@@ -360,6 +386,7 @@ def _read_outcome(content: "Map") -> OutcomeRecord:
             _take_uint(content, 17, U16) if 17 in content else None,
             about,
             _take_bytes(content, 7, 8) if 7 in content else None,
+            alone,
         ),
         finger,
     )
@@ -397,6 +424,8 @@ def _read_hello(content: "Map") -> Hello:
         _take_bytes(content, 27, 8) if 27 in content else None,
         version,
         _take_uint(content, 29, U32),
+        _take_uint(content, 17, U16) if 17 in content else None,
+        _take_uint(content, 38, U32) if 38 in content else None,
     )
 
 
@@ -416,10 +445,11 @@ def _read_ack(content: "Map") -> Ack:
 
 
 def _read_box(content: "Map") -> Box:
+    number = _take_uint(content, 37, U32, 1) if 37 in content else 0
     body = content.get(34)
-    if type(body) is not bytes or len(body) > BODY_MAX:
+    if type(body) is not bytes or len(body) > (NUMBERED_MAX if number else BODY_MAX):
         raise _bad(content, 34)
-    return Box(_take_uint(content, 22, COUNTER_MAX), _take_uint(content, 33, U8), body)
+    return Box(_take_uint(content, 22, COUNTER_MAX), _take_uint(content, 33, U8), body, number)
 
 
 def _read_cfg(content: "Map") -> Cfg:

@@ -19,6 +19,7 @@ OUTCOME_FIELDS = [
     "head",
     "about",
     "model",
+    "alone",
 ]
 FIELDS = {
     "OutcomeRecord": (
@@ -42,11 +43,13 @@ FIELDS = {
             "model",
             "version",
             "cfg_version",
+            "head",
+            "taken",
         ],
         frame.Hello,
     ),
     "Ack": (["journal", "ranges", "refused", "nonce", "utc_ms", "counter"], frame.Ack),
-    "Box": (["counter", "type", "body"], frame.Box),
+    "Box": (["counter", "type", "body", "number"], frame.Box),
     "Cfg": (["counter", "version", "settings"], frame.Cfg),
 }
 

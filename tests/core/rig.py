@@ -163,9 +163,9 @@ class Gateway:
             self.keys, frame.Ack(journal, ranges, list(refused), nonce, utc_ms, counter)
         )
 
-    def box(self, kind, body):
+    def box(self, kind, body, number=0):
         self.counter += 1
-        return frame.seal(self.keys, frame.Box(self.counter, kind, body))
+        return frame.seal(self.keys, frame.Box(self.counter, kind, body, number))
 
     def cfg(self, version, settings):
         self.counter += 1

@@ -124,7 +124,8 @@ class Golden(unittest.TestCase):
 
 class Damage(unittest.TestCase):
     def test_every_truncation_and_every_flipped_byte(self):
-        hello = frame.Hello(b"jrnl", 9, 2, 10, 0, 3, b"noncenon", 0, 0, 6, {}, (), None, "1", 0)
+        hello = frame.Hello(b"jrnl", 9, 2, 10, 0, 3, b"noncenon", 0, 0, 6, {}, (), None, "1", 0,
+                            None, None)  # fmt: skip
         messages = [some_record(), hello]
         for message in messages:
             for encrypt in (False, True):
@@ -154,7 +155,7 @@ class Padding(unittest.TestCase):
     def test_every_length_of_record_fits(self):
         # One byte more at a time, past both places where a head grows.
         for size in range(350, 441):
-            box = frame.Box(1, 2, bytes(size))
+            box = frame.Box(1, 2, bytes(size), 0)
             bare = len(frame.seal(KEYS, box))
             if 512 - bare in (0,) or 512 - bare >= 2:
                 self.assertEqual(len(frame.seal(KEYS, box, False, 512)), 512, size)
@@ -223,7 +224,7 @@ class Checks(unittest.TestCase):
         other = b"jrnl" + (8).to_bytes(4, "big") + bytes(5)
         moved = cose.encrypt0(CRYPTO, key, other, parsed.protected, plain, aad)
         self.assertEqual(reason(frame.open_frame, moved, RING, 0), "bad-header")
-        box = cose.parse(frame.seal(KEYS, frame.Box(258, 0, b""), True)).unprotected[5]
+        box = cose.parse(frame.seal(KEYS, frame.Box(258, 0, b"", 0), True)).unprotected[5]
         self.assertEqual(box, (258).to_bytes(8, "big") + b"\x01" + bytes(4))
 
     def test_salted_nonces(self):
@@ -234,7 +235,7 @@ class Checks(unittest.TestCase):
         self.assertEqual(frame.seal(salted, some_record()), frame.seal(KEYS, some_record()))
 
     def test_unknown_labels_are_ignored(self):
-        for extra in ({99: [1, {2: b"x"}]}, {-1: True}, {"later": None}, {19: 0, 21: "x"}):
+        for extra in ({99: [1, {2: b"x"}]}, {-1: True}, {"later": None}, {20: 0, 21: "x"}):
             content = cbor.decode(cose.parse(frame.seal(KEYS, some_record())).payload)
             for label, value in extra.items():
                 content[label] = value
@@ -324,8 +325,10 @@ class Misuse(unittest.TestCase):
             frame.Ack(b"jrnl", ((1, 1),) * 17, (), b"", 0, 0),
             frame.Ack(b"jrnl", (), ((1, 256),), b"", 0, 0),
             frame.Ack(b"jrnl", (), (), b"short", 0, 0),
-            frame.Box(0, 256, b""),
-            frame.Box(0, 1, bytes(441)),
+            frame.Box(0, 256, b"", 0),
+            frame.Box(0, 1, bytes(441), 0),
+            frame.Box(0, 1, bytes(433), 1),
+            frame.Box(0, 1, b"", 1 << 32),
             frame.Cfg(0, 1, {256: 0}),
             frame.Cfg(0, 1, dict.fromkeys(range(33), 0)),
         ):

@@ -97,7 +97,7 @@ class Device:
             "uptime_ms": self.uptime_ms, "utc_s": 0, "floor": next_seq if floor is None else floor,
             "nonce": nonce or os.urandom(8), "counter": 0,
             "oldest_generation": self.keys.generation, "pending": 0, "dropped": {}, "gone": [],
-            "model": None, "version": "0.1", "cfg_version": 0,
+            "model": None, "version": "0.1", "cfg_version": 0, "head": None, "taken": None,
         }  # fmt: skip
         fields.update(kw)
         return wire.seal(self.keys, wire.Hello(**fields))

@@ -6,6 +6,7 @@ Then hypothesis: any message survives, any damage is refused with a reason and n
 import hashlib
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import cbor2
@@ -84,6 +85,32 @@ def test_cddl_accepts(vector):
     if rule == "outcome" and 18 in cbor2.loads(plain):
         rule = "feedback"
     schema(rule).validate_cbor(plain)
+
+
+def test_cddl_accepts_bodies():
+    mail = golden.load("mail")
+    for name, body in mail["bodies"].items():
+        schema(name + "-body").validate_cbor(bytes.fromhex(body))
+    rows = schema("row-body")
+    for head in mail["heads"]:
+        for row in head["rows"]:
+            rows.validate_cbor(bytes.fromhex(row))
+
+
+def test_heads_by_numpy():
+    """Logits exactly, by numpy's 64-bit integers where they fit; scores within one of e^x."""
+    for case in golden.load("mail")["heads"]:
+        rows = [cbor2.loads(bytes.fromhex(row)) for row in case["rows"]]
+        for said in case["said"]:
+            x = np.frombuffer(bytes.fromhex(said["vector"]), np.int8).astype(np.int64)
+            logits = [int(logit) for logit in said["logits"]]
+            for row, logit in zip(rows, logits, strict=True):
+                acc = int(np.frombuffer(row[4], np.int8).astype(np.int64) @ x) + row[5]
+                exact = Fraction(acc * row[6], 2 ** row[7])
+                assert abs(exact - logit) <= Fraction(1, 2)
+            e = np.exp((np.array(logits, float) - max(logits)) / 256)
+            scores = np.frombuffer(bytes.fromhex(said["scores"]), np.uint8)
+            assert np.abs(255 * e / e.sum() - scores).max() < 1
 
 
 def test_what_cddl_refuses_we_refuse():
@@ -220,7 +247,7 @@ tags = st.lists(u16, max_size=4, unique=True).map(sorted)
 parents = st.lists(fixed(16), max_size=2)
 outcomes = st.builds(
     Outcome, fixed(64), u16, u8, tags, or_none(u16), or_none(u16), parents, u8, or_none(u16),
-    st.none(), or_none(fixed(8)),
+    st.none(), or_none(fixed(8)), or_none(st.tuples(u16, u8)),
 )  # fmt: skip
 judgements = st.builds(
     Outcome, st.none(), u16, st.none(), tags, or_none(u16), u16, parents, u8, or_none(u16),
@@ -241,7 +268,8 @@ def hellos(draw):
         draw(fixed(4)), next_seq, draw(seqs), draw(ms), draw(u32),
         draw(st.integers(1, next_seq)), draw(fixed(8)), draw(counters), draw(u8), draw(u32),
         draw(st.dictionaries(u8, u32, max_size=8)), tuple(draw(st.lists(ranges, max_size=8))),
-        draw(or_none(fixed(8))), draw(st.text(max_size=4)), draw(u32),
+        draw(or_none(fixed(8))), draw(st.text(max_size=4)), draw(u32), draw(or_none(u16)),
+        draw(or_none(u32)),
     )  # fmt: skip
 
 
@@ -254,7 +282,9 @@ acks = st.builds(
     ms,
     counters,
 )
-boxes = st.builds(frame.Box, counters, u8, st.binary(max_size=440))
+boxes = st.builds(frame.Box, counters, u8, st.binary(max_size=440), st.just(0)) | st.builds(
+    frame.Box, counters, u8, st.binary(max_size=432), seqs
+)
 cfgs = st.builds(
     frame.Cfg, counters, u32, st.dictionaries(u8, st.integers(-(2**63), 2**63 - 1), max_size=32)
 )
@@ -421,6 +451,6 @@ def test_refused_with_its_reason(vector):
 def test_513_bytes_at_both_ends():
     with pytest.raises(FrameError, match="too-long"):
         frame.open_frame(bytes(513), RING, frame.UP)
-    whole = frame.seal(KEYS, frame.Box(1, 1, bytes(440)), True, 512)
+    whole = frame.seal(KEYS, frame.Box(1, 1, bytes(440), 0), True, 512)
     assert len(whole) == 512
     assert frame.open_frame(whole, RING, frame.DOWN).message.body == bytes(440)

@@ -261,7 +261,7 @@ def test_a_generation_stays_while_another_journal_needs_it(bench):
     bench.registry.rotate(bench.registry.device(old.agent), bench.now)
     new = Device(old.agent, bench.registry.secret(old.agent, 2), 2)
     aside = wire.Hello(
-        old.journal, 5, 1, 2000, 0, 1, os.urandom(8), 0, 1, 4, {}, [], None, "0.1", 0
+        old.journal, 5, 1, 2000, 0, 1, os.urandom(8), 0, 1, 4, {}, [], None, "0.1", 0, None, None
     )
     bench.send(new, wire.seal(new.keys, aside))
     bench.send(new, new.hello(6, floor=5, oldest_generation=2, pending=1))

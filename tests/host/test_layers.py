@@ -19,7 +19,7 @@ SHARED = sorted(p for p in (ROOT / "edge_agent").glob("*.py") if p.name != "cli.
 WITHOUT_IO = {
     "cbor", "cose", "core", "delivery", "domain", "effects", "errors", "features",
     "fingerprint", "frame", "outcome", "interfaces", "synthesis", "payload", "keys", "intake",
-    "connection", "dialogue", "outbox", "backoff",
+    "connection", "dialogue", "outbox", "backoff", "head", "mail",
 }  # fmt: skip
 IO_LIBRARY = {"asyncio", "os", "io", "random", "sys"}
 
@@ -41,6 +41,8 @@ ARROWS = {
         "edge_agent.errors",
         "edge_agent.fingerprint",
         "edge_agent.frame",
+        "edge_agent.head",
+        "edge_agent.mail",
         "edge_agent.outcome",
         "edge_agent.payload",
         "edge_agent.synthesis",

@@ -474,7 +474,8 @@ def test_a_hello_with_wild_numbers_moves_no_counter_out_of_reach(world):
     keys = device.driver.core._keys
     journal = device.driver.journal.journal_id
     hello = Hello(
-        journal, 1, 1, 1, 0, 1, b"nonce..." , 1 << 61, 1, 0, {}, [], None, "", 0
+        journal, 1, 1, 1, 0, 1, b"nonce..." , 1 << 61, 1, 0, {}, [], None, "", 0,
+        None, None,
     )  # fmt: skip
     world.broker.publish("qis/1/%s/up" % device.agent.hex(), seal(keys, hello))
     observe(world, device, [WALK] * 4)

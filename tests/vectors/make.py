@@ -1,4 +1,4 @@
-"""Make the golden vectors: frames.json, refused.json and domain.json.
+"""Make the golden vectors: frames.json, refused.json, domain.json and mail.json.
 
     python tests/vectors/make.py            write them
     python tests/vectors/make.py --check    exit 1 when the committed files differ
@@ -20,8 +20,11 @@ import golden  # noqa: E402
 
 from edge_agent import cbor, cose, domain, frame  # noqa: E402
 from edge_agent.cpython.signer import HostCrypto  # noqa: E402
+from edge_agent.head import Head, Row, encode_row  # noqa: E402
 from edge_agent.interfaces import ModelOutput  # noqa: E402
+from edge_agent.mail import CLEAR_HEAD, encode_clear  # noqa: E402
 from edge_agent.outcome import Outcome, distil, feedback  # noqa: E402
+from edge_agent.synthesis import Neighbour, encode_neighbour  # noqa: E402
 
 CRYPTO = HostCrypto()
 SOURCE = "made by tests/vectors/make.py"
@@ -101,6 +104,7 @@ def messages() -> "list[tuple[str, object, dict[str, object]]]":
         (some_bytes("parent 0", 16), some_bytes("parent 1", 16)), 255, U16, None, MODEL,
     )  # fmt: skip
     worst = record(U32, full, finger, boot=U32, uptime_ms=MS, utc_s=U32)
+    worst.outcome.alone = (U16, 255)
     least = record(
         1, Outcome(bytes(64), 0, 0), known.fingerprint(bytes(64)), boot=1, uptime_ms=0, utc_s=0
     )
@@ -109,14 +113,24 @@ def messages() -> "list[tuple[str, object, dict[str, object]]]":
         Outcome(vector, 4, 250, (0,), 2, 0, (some_bytes("parent 0", 16),), 1, 7, None, MODEL),
         finger,
     )
+    advised = record(
+        70_001,
+        Outcome(vector, 4, 190, (0,), None, None,
+                (some_bytes("parent 0", 16), some_bytes("parent 1", 16)), 2, 0, None, MODEL,
+                (1, 96)),
+        finger,
+    )  # fmt: skip
     judged = record(4712, feedback(some_bytes("judged", 16), 4, 1), None)
     nonce = some_bytes("nonce", 8)
     hello = frame.Hello(JOURNAL, 4713, 12, 1500, 0, 4690, nonce, 1_767_225_600_123, 2, 23,
-                        {1: 5, 3: 2}, ((17, 21), (40, 40)), MODEL, "0.1.0", 4)  # fmt: skip
-    first_hello = frame.Hello(JOURNAL, 1, 1, 80, 0, 1, nonce, 0, 0, 0, {}, (), None, "0.1.0", 0)
+                        {1: 5, 3: 2}, ((17, 21), (40, 40)), MODEL, "0.1.0", 4, None,
+                        None)  # fmt: skip
+    first_hello = frame.Hello(
+        JOURNAL, 1, 1, 80, 0, 1, nonce, 0, 0, 0, {}, (), None, "0.1.0", 0, None, 0
+    )
     worst_hello = frame.Hello(JOURNAL, U32, U32, MS, U32, U32, nonce, COUNTER, 255, U32,
                               dict.fromkeys(range(248, 256), U32), ((U32 - 1, U32),) * 8, MODEL,
-                              "0.1.0-rc.1+arm64", U32)  # fmt: skip
+                              "0.1.0-rc.1+arm64", U32, U16, U32)  # fmt: skip
     ack = frame.Ack(
         JOURNAL, ((4710, 4711), (4690, 4700)), (), nonce, 1_767_225_601_000, 1_767_225_601_000
     )
@@ -125,8 +139,14 @@ def messages() -> "list[tuple[str, object, dict[str, object]]]":
         JOURNAL, ((1, 4),), ((5, 12), (9, 15)), b"", 1_767_225_601_500, 1_767_225_601_500
     )
     worst_ack = frame.Ack(JOURNAL, ((U32 - 1, U32),) * 16, ((U32, 255),) * 8, nonce, MS, COUNTER)
-    box = frame.Box(1_767_225_602_000, 1, some_bytes("box", 90))
-    worst_box = frame.Box(COUNTER, 255, some_bytes("box", 440))
+    mailed = hello._replace(head=7, taken=70_000)
+    box = frame.Box(1_767_225_602_000, 200, some_bytes("box", 90), 0)
+    worst_box = frame.Box(COUNTER, 255, some_bytes("box", 440), 0)
+    longest_mail = frame.Box(COUNTER, 255, some_bytes("box", 432), U32)
+    row, neighbour, clear = (
+        frame.Box(1_767_225_602_001 + i, 1 + i, bytes.fromhex(bodies()[name]), 70_001 + i)
+        for i, name in enumerate(("row", "neighbour", "clear"))
+    )
     cfg = frame.Cfg(1_767_225_603_000, 5, {1: 60, 2: -1, 200: 2**63 - 1})
     worst_cfg = frame.Cfg(COUNTER, U32, dict.fromkeys(range(224, 256), -(2**63)))
     return [
@@ -134,6 +154,7 @@ def messages() -> "list[tuple[str, object, dict[str, object]]]":
         ("typical", plain, {}),
         ("typical encrypted", plain, {"encrypt": True}),
         ("acted on, with a parent", acted, {}),
+        ("advised by a head and neighbours", advised, {}),
         ("worst case", worst, {}),
         ("worst case encrypted", worst, {"encrypt": True}),
         ("worst case small", worst, {"small": True}),
@@ -146,6 +167,7 @@ def messages() -> "list[tuple[str, object, dict[str, object]]]":
         ("feedback", judged, {}),
         ("feedback encrypted", judged, {"encrypt": True}),
         ("hello", hello, {}),
+        ("hello of a device with mail", mailed, {}),
         ("hello of a new device", first_hello, {}),
         ("hello, worst case", worst_hello, {}),
         ("ack", ack, {}),
@@ -154,6 +176,12 @@ def messages() -> "list[tuple[str, object, dict[str, object]]]":
         ("ack, worst case", worst_ack, {}),
         ("box", box, {}),
         ("box encrypted", box, {"encrypt": True}),
+        ("row of a head", row, {}),
+        ("row of a head encrypted", row, {"encrypt": True}),
+        ("neighbour", neighbour, {}),
+        ("clear", clear, {}),
+        ("box with a number, longest", longest_mail, {}),
+        ("box with a number, longest encrypted", longest_mail, {"encrypt": True}),
         ("box, worst case", worst_box, {}),
         ("box, worst case encrypted", worst_box, {"encrypt": True}),
         ("cfg", cfg, {}),
@@ -298,7 +326,7 @@ def refused() -> "dict[str, object]":
         (10, 65536), (10, "walk"), (11, 256), (11, None), (12, []), (12, [1, 1]), (12, [2, 1]),
         (12, [1, 2, 3, 4, 5]), (12, [65536]), (12, 1), (13, 65536), (14, -1), (15, []),
         (15, [b"x"]), (15, [bytes(16)] * 3), (16, 0), (16, 256), (17, 65536),
-        (18, bytes(16)), (18, bytes(15)),
+        (18, bytes(16)), (18, bytes(15)), (19, bytes(2)), (19, [1, 2]), (19, 7),
     ):  # fmt: skip
         changed = dict(content)
         changed[label] = value
@@ -307,13 +335,15 @@ def refused() -> "dict[str, object]":
     for source, cases in (
         ("hello", ((20, 0), (20, 4714), (21, b""), (23, 256), (25, {}), (25, {256: 1}),
                    (25, []), (26, []), (26, [[2, 1]]), (26, [[0, 1]]), (26, [[1]]),
-                   (28, "x" * 17), (28, b"x"), (29, -1))),
+                   (28, "x" * 17), (28, b"x"), (29, -1), (17, 65536), (38, -1),
+                   (38, 2**32))),
         ("ack", ((30, 1), (30, [[1, 2]] * 17), (30, [[1, 2, 3]]), (31, []), (31, [[1, 256]]),
                  (31, [[1, 1]] * 9), (21, bytes(7)), (22, 2**62 + 1), (32, 2**52 + 1))),
-        ("box", ((33, 256), (34, "x"), (22, -1))),
+        ("box", ((33, 256), (34, "x"), (22, -1), (37, 0), (37, 2**32))),
+        ("row of a head", ((34, bytes(433)), (37, b""))),
         ("cfg", ((35, {-1: 0}), (35, {"a": 0}), (35, {1: b""}), (35, {1: 2**63}), (29, 2**32))),
     ):  # fmt: skip
-        kind = {"hello": 2, "ack": 3, "box": 4, "cfg": 5}[source]
+        kind = {"hello": 2, "ack": 3, "box": 4, "cfg": 5}.get(source, 4)
         base = cbor.decode(cose.parse(frame.seal(keys(), by_name[source][0])).payload)
         assert isinstance(base, dict)
         for number, wrong in cases:
@@ -381,10 +411,71 @@ def domains() -> "dict[str, object]":
     }
 
 
+def some_head(version: int, count: int, multiplier: int, shift: int) -> "list[Row]":
+    return [
+        Row(
+            version,
+            MODEL if version & 1 else b"",
+            i,
+            count,
+            some_bytes("weights %d %d" % (version, i), 64),
+            int.from_bytes(some_bytes("bias %d %d" % (version, i), 2), "big") - 32768,
+            multiplier + i,
+            shift,
+        )
+        for i in range(count)
+    ]
+
+
+def bodies() -> "dict[str, str]":
+    """A body of each type of box that has a number, in hex."""
+    near = Neighbour(
+        some_bytes("parent 0", 16), small_domain().vector(some_bytes("near", 64), 5), 3, 200, 1, 0
+    )
+    return {
+        "row": encode_row(some_head(7, 7, 30_000, 24)[2]).hex(),
+        "neighbour": encode_neighbour(near).hex(),
+        "clear": encode_clear(CLEAR_HEAD, 7).hex(),
+    }
+
+
+def mail() -> "dict[str, object]":
+    """Heads with what they say of vectors."""
+    heads = []
+    edge = [
+        Row(U16, b"", i, 3, bytes([byte] * 64), bias, 2**31 - 1, shift)
+        for i, (byte, bias, shift) in enumerate(
+            ((0x80, -(2**31), 62), (0x7F, 2**31 - 1, 40), (0xFF, 0, 0))
+        )
+    ]
+    one = [Row(0, b"", 0, 1, bytes(64), 0, 0, 0)]
+    vectors = [small_domain().vector(some_bytes("mail %d" % i, 64), -3) for i in range(6)]
+    vectors += [bytes(64), bytes([0x7F] * 64), bytes([0x81] * 64)]
+    for rows in (some_head(7, 7, 30_000, 24), some_head(8, 2, 900, 16), edge, one):
+        head = Head(rows[0].version, rows[0].model_id, rows)
+        heads.append(
+            {
+                "version": head.version,
+                "rows": [encode_row(row).hex() for row in rows],
+                "said": [
+                    {
+                        "vector": vector.hex(),
+                        "logits": [str(logit) for logit in head.logits(vector)],
+                        "scores": head.scores(vector).hex(),
+                    }
+                    for vector in vectors
+                ],
+            }
+        )
+    return {"source": SOURCE, "bodies": bodies(), "heads": heads}
+
+
 def main() -> int:
     bad = 0
-    for name, content in (("frames", frames()), ("refused", refused()), ("domain", domains())):
-        text = json.dumps(content, indent=1) + "\n"
+    for name, make in (
+        ("frames", frames), ("refused", refused), ("domain", domains), ("mail", mail)
+    ):  # fmt: skip
+        text = json.dumps(make(), indent=1) + "\n"
         path = HERE / (name + ".json")
         if "--check" in sys.argv[1:]:
             if not path.exists() or path.read_text() != text:

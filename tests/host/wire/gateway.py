@@ -351,8 +351,11 @@ class Gateway:
 
         self._send_down(agent, "cfg", make)
 
-    def send_box(self, agent: bytes, kind: int, body: bytes) -> None:
-        self._send_down(agent, "box", lambda counter: wire_format.Box(counter, kind, body))
+    def send_box(self, agent: bytes, kind: int, body: bytes, number: int = 0) -> None:
+        def make(counter: int) -> Any:
+            return wire_format.Box(counter, kind, body, number)
+
+        self._send_down(agent, "box", make)
 
     def _send_down(self, agent: bytes, topic: str, make: Callable[[int], Any]) -> None:
         if not self.up or self.connection is None:
