@@ -41,6 +41,10 @@ _CONTENT_TYPE = 65010
 
 UNSURE = "unsure"
 
+# An encoder of this name: the embedding is the model's input itself, so that sites may run
+# any model they like.
+PROFILE = "features"
+
 # How alike two outcomes of the domain are (the gateway's affair).
 SIMILARITIES = ("cosine", "dot", "l2", "hamming")
 

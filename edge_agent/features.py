@@ -12,7 +12,8 @@ Two kinds:
           mean, standard deviation, minimum, maximum, mean absolute difference of
           neighbours, and the means of the first three quarters less the mean of the
           whole. 6 axes give 48 features.
-"raw"     the samples themselves, for a convolutional model; parameters per axis.
+"raw"     the samples themselves, for a convolutional model, or a row of a table as a window
+          of one sample; parameters per axis.
 
 Each number f then becomes clamp(((f - offset) * mul + 2^(shift-1)) >> shift, -128, 127).
 The order "kind first" lets one loop fill the result without lists.
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 KINDS = ("stats8", "raw")
 MAX_WINDOW = 4096
 MAX_AXES = 16
+MAX_COLUMNS = 64  # axes of "raw"
 
 
 def isqrt(n: int) -> int:
@@ -72,11 +74,12 @@ class Features:
                 "features.kind",
                 "This version knows " + ", ".join(KINDS) + "; a newer one may know more",
             )
-        self.axes = _integer(spec.axes, "axes", 1, MAX_AXES)
-        self.window = _integer(spec.window, "window", 4, MAX_WINDOW)
+        raw = self.kind == "raw"
+        self.axes = _integer(spec.axes, "axes", 1, MAX_COLUMNS if raw else MAX_AXES)
+        self.window = _integer(spec.window, "window", 1 if raw else 4, MAX_WINDOW)
         self.hop = _integer(spec.hop, "hop", 1, MAX_WINDOW)
         self.shift = _integer(spec.shift, "shift", 1, 30)
-        if self.kind == "stats8":
+        if not raw:
             if self.window % 4:
                 raise ConfigError("must be a multiple of 4", "features.window")
             count = 8 * self.axes

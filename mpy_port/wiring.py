@@ -3,6 +3,7 @@
 import hashlib
 
 from edge_agent.delivery import OFFLINE
+from edge_agent.domain import PROFILE
 from edge_agent.errors import ModelError
 from edge_agent.features import Features
 from edge_agent.frame import DeviceKeys
@@ -21,7 +22,12 @@ if TYPE_CHECKING:
 
 
 class TfliteModel(Model):
-    """A classifier on our interpreter. ModelError with the file's name in front."""
+    """A classifier on our interpreter. ModelError with the file's name in front.
+
+    profile: what goes in is the embedding, the model's own is not used.
+    """
+
+    profile = False
 
     def __init__(self, path: str, tier: "str | None" = None) -> None:
         self._where = path
@@ -40,6 +46,8 @@ class TfliteModel(Model):
             scores, embedding, zero_point = self._net.run(features)
         except tflite.ModelError as error:
             raise ModelError(error.what, self._where + ": " + error.where, error.fix)
+        if self.profile:
+            return ModelOutput(scores, bytes(features), 0)
         return ModelOutput(scores, embedding, zero_point)
 
 
@@ -52,9 +60,11 @@ def check_model(model: TfliteModel, domain: "Domain", where: str) -> None:
             where,
             "Use the model file that came with the domain",
         )
+    width = Features(domain.features).length
+    model.profile = isinstance(encoder, str) and encoder == PROFILE
     for what, has, wants in (
-        ("input", model.input_length, Features(domain.features).length),
-        ("embedding", model.embedding_length, domain.space.dim),
+        ("input", model.input_length, width),
+        ("embedding", width if model.profile else model.embedding_length, domain.space.dim),
     ):
         if has != wants:
             raise ModelError(

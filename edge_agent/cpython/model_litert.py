@@ -33,7 +33,7 @@ from edge_agent.cpython.runtime import (
     read_model,
     sha256,
 )
-from edge_agent.domain import Domain
+from edge_agent.domain import PROFILE, Domain
 from edge_agent.errors import ModelError
 from edge_agent.features import Features
 from edge_agent.interfaces import Model, ModelOutput
@@ -46,8 +46,11 @@ class LiteModel(Model):
     """A loaded model.
 
     runtime, kernels: what runs it (see runtime.py).  embedding_length: width of the
-    embedding.  sha256: of the whole file. `run` is for one thread at a time.
+    embedding.  sha256: of the whole file.  profile: what goes in is the embedding, the model's
+    own is not used. `run` is for one thread at a time.
     """
+
+    profile = False
 
     def __init__(
         self,
@@ -90,6 +93,7 @@ class LiteModel(Model):
                 self.where,
                 "Use the domain that belongs to this model",
             )
+        given = features
         kind = self._input["dtype"]
         if kind is np.uint8:
             features = features.translate(_FLIP)
@@ -103,6 +107,8 @@ class LiteModel(Model):
             embedding = self._interpreter.get_tensor(self._embedding["index"])
         except Exception as error:
             raise ModelError(f"{self.runtime} failed: {error}", self.where) from None
+        if self.profile:
+            return ModelOutput(self._score_bytes(scores), given, 0)
         return ModelOutput(self._score_bytes(scores), *self._embedding_bytes(embedding))
 
     def _score_bytes(self, values: Any) -> bytes:
@@ -231,9 +237,11 @@ def load_model(
 
 
 def _fit(model: LiteModel | OwnModel, domain: Domain) -> None:
+    width = Features(domain.features).length
+    model.profile = domain.space.encoder == PROFILE
     for what, has, wants in (
-        ("input", model.input_length, Features(domain.features).length),
-        ("embedding", model.embedding_length, domain.space.dim),
+        ("input", model.input_length, width),
+        ("embedding", width if model.profile else model.embedding_length, domain.space.dim),
     ):
         if has != wants:
             raise ModelError(

@@ -48,6 +48,7 @@ class OwnModel(Model):
     """A loaded model, as LiteModel is; `kernels` names the tier that runs it."""
 
     runtime = NAME
+    profile = False  # see LiteModel
 
     def __init__(self, data: bytes, where: str, tier: str | None = None) -> None:
         self.where = where
@@ -68,7 +69,10 @@ class OwnModel(Model):
                 "Use the domain that belongs to this model",
             )
         with translated(self.where):
-            return ModelOutput(*self._classifier.run(features))
+            scores, embedding, zero_point = self._classifier.run(features)
+        if self.profile:
+            return ModelOutput(scores, features, 0)
+        return ModelOutput(scores, embedding, zero_point)
 
 
 class Interpreter:

@@ -83,6 +83,13 @@ class TestRaw(unittest.TestCase):
         features = Features(spec("raw", 3, 8, 4, [5, -5, 0], [7, 9, 11], 12))
         self.assertEqual(features.apply(noise(24, 3, 30000)).hex(), GOLDEN_RAW)
 
+    def test_a_row_of_a_table_is_a_window(self):
+        features = Features(spec("raw", 30, 1, 1, mul=[1] * 30, shift=1))
+        self.assertEqual(features.length, 30)
+        self.assertEqual(
+            signed(features.apply(array("h", range(30)))), [(i + 1) // 2 for i in range(30)]
+        )
+
 
 class TestRefusals(unittest.TestCase):
     def refused(self, field, **changes):
@@ -98,6 +105,9 @@ class TestRefusals(unittest.TestCase):
         self.refused("features.axes", axes=0)
         self.refused("features.window", window=10)
         self.refused("features.window", window=1 << 20)
+        self.refused("features.window", window=0, kind="raw")
+        self.refused("features.axes", axes=17, mul=[1] * 136, offset=[0] * 136)
+        self.refused("features.axes", axes=65, kind="raw")
         self.refused("features.shift", shift=0)
         self.refused("features.mul", mul=[1] * 7)
         self.refused("features.offset", offset=["a"] * 8)

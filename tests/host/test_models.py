@@ -168,6 +168,23 @@ def with_space(domain, **changes):
     return Domain(HostCrypto(), "other", b"k" * 32, 1, space, domain.labels, [], [], [])
 
 
+@pytest.mark.parametrize("runtime", ["litert", "own"])
+def test_a_feature_profile_takes_any_model(domain, windows, runtime):
+    """The embedding is what goes in; the model's own, of another width, is not asked."""
+    rows, _ = windows
+    profile = with_space(domain, dim=48)
+    profile.space = profile.space._replace(encoder="features")
+    model = load_model(kit.MLP, runtime, domain=profile)
+    plain = load_model(kit.MLP, runtime, domain=domain)
+    features = bytes(rows[0].tobytes())
+    output = model.run(features)
+    assert (output.embedding, output.zero_point) == (features, 0)
+    assert output.scores == plain.run(features).scores
+    profile.space = profile.space._replace(dim=64)
+    with pytest.raises(ModelError, match="embedding has 48 values, domain other wants 64"):
+        load_model(kit.MLP, runtime, domain=profile)
+
+
 def test_shapes_that_do_not_fit_the_domain(domain):
     with pytest.raises(ModelError, match="embedding has 64 values, domain other wants 32"):
         load_model(kit.MLP, domain=with_space(domain, dim=32))
