@@ -170,6 +170,20 @@ def cmd_preflight(args: argparse.Namespace) -> int:
     return EXIT_OK if report["fits"] else EXIT_FAILED
 
 
+def cmd_bundle(args: argparse.Namespace) -> int:
+    """Compile what a kind of board gets, for `flash --bundle`."""
+    from edge_agent.tools.flash_cli import run_bundle
+
+    return run_bundle(args, show)
+
+
+def cmd_flash(args: argparse.Namespace) -> int:
+    """Bring an agent onto a board with MicroPython, and wait for its first ack."""
+    from edge_agent.tools.flash_cli import run_flash
+
+    return run_flash(args, show)
+
+
 # ---- arguments
 
 
@@ -267,6 +281,27 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--board", required=True, help="like esp32, pico; a wrong name lists them")
     sub.add_argument("--heap", type=_size, help="bytes free on your own board: gc.mem_free()")
     sub.add_argument("--block", type=_size, help="bytes of its largest free block")
+    board = "like esp32-c3, pico; a wrong name lists them"
+    sub = command("bundle", cmd_bundle)
+    sub.add_argument("--board", required=True, help=board)
+    sub.add_argument("--out", required=True, metavar="DIR")
+    sub.add_argument("--arch", help="other than the board's usual one")
+    sub.add_argument("--main", metavar="FILE", help="a program of your own, see docs")
+
+    sub = command("flash", cmd_flash)
+    sub.add_argument("--board", required=True, help=board)
+    sub.add_argument("--port", default="auto", help="serial port; default: the only one there is")
+    sub.add_argument("--site", required=True, metavar="NAME", help="enrolment file, or its stem")
+    sub.add_argument("--model", help="the .tflite file, if the enrolment file names none")
+    sub.add_argument("--domain", help="the signed domain file, likewise")
+    sub.add_argument("--sensor", help="JSON of the board's sensor, likewise")
+    sub.add_argument("--main", metavar="FILE", help="a program of your own, see docs")
+    sub.add_argument("--bundle", metavar="DIR", help="made by `edge-agent bundle`")
+    sub.add_argument("--place", choices=("auto", "romfs", "files"), default="auto")
+    sub.add_argument("--firmware", metavar="FILE", help="write this MicroPython first")
+    sub.add_argument("--baud", type=int, default=115200, help="default: 115200")
+    sub.add_argument("--wait", type=float, default=180, help="seconds for an ack; 0: do not wait")
+    sub.add_argument("--dry-run", action="store_true", help="look and compare, change nothing")
     return top
 
 

@@ -4,6 +4,7 @@
 
     DIR/lib/edge_agent/*.mpy        the agent
     DIR/lib/mpy_port/**/*.mpy       adapters, MQTT client, model runtime; kernels_ARCH.mpy
+    DIR/lib/edge_app.mpy            the program, when one is given
     DIR/NAME                        files that were added: model, plan, domain
     DIR/bundle.json                 architecture, .mpy version, size and SHA-256 of each file
 
@@ -72,6 +73,9 @@ PUBLIC = (
 LATE = {
     "mpy_port.tflite.loading": ["mpy_port.tflite.loading", "mpy_port.tflite.outputs"],
 }
+# The program of a field board: what main.py there imports.
+APP = "edge_app"
+_START = "mpy_port.start"
 # What a board is made of, when none is named.
 _PARTS = (
     "mpy_port.clock",
@@ -166,11 +170,13 @@ def bundle(
     image: "str | os.PathLike[str] | None" = None,
     add: "tuple[str | os.PathLike[str], ...]" = (),
     scripts: "tuple[str | os.PathLike[str], ...] | None" = None,
+    app: "str | os.PathLike[str] | None" = None,
 ) -> "dict[str, Any]":
     """Write the bundle, and a ROMFS image of it; its manifest. ConfigError, StoreError.
 
     board: a module of mpy_port/boards to take along.  add: files for the top of the tree.
     scripts: programs that will run with it; when given, the modules are made smaller.
+    app: one of them that goes with it, as lib/edge_app.mpy.
     """
     if arch not in ARCHITECTURES:
         raise ConfigError(
@@ -192,6 +198,8 @@ def bundle(
                 source.parent.mkdir(parents=True, exist_ok=True)
                 source.write_text(text)
                 compile_one(compiler, arch, source, tree / "lib" / (name + ".mpy"))
+            if app is not None:
+                compile_one(compiler, arch, Path(app), tree / "lib" / (APP + ".mpy"))
             if lines:
                 (tree / "lib" / "edge_agent" / TEXTS).write_text("\n".join(lines) + "\n", "utf-8")
             kernels = native_kernels(arch)
@@ -241,6 +249,8 @@ def _texts(
     dotted = {name.replace("/", "."): text for name, text in texts.items()}
     roots = [*PUBLIC, f"mpy_port.boards.{board}"] if board else [*PUBLIC, *_PARTS]
     programs = [Path(path).read_text() for path in scripts]
+    if any(_START in text for text in programs):
+        roots.append(_START)
     small, names, lines = shrink(dotted, programs, public, roots, LATE)
     return {name.replace(".", "/"): text for name, text in small.items()}, names, lines
 

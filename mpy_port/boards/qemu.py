@@ -8,7 +8,8 @@
     modem:1:NUMBER    a modem with AT commands on machine.UART(1), which dials NUMBER
     anything else     sockets
 
-`WindowFile` replays recorded windows, so that what is sensed can be repeated.
+`WindowFile` replays recorded windows, so that what is sensed can be repeated. As a kind of
+sensor of a configuration: {"kind": "windows", "path": FILE, "count": N, "gap_ms": MS}.
 """
 
 import asyncio
@@ -128,3 +129,17 @@ def qemu_board(
         model,
         sensor,
     )
+
+
+def make_board(config: "Config", domain: "Domain") -> Board:
+    """The board with the sensor that the configuration names. ConfigError, SensorError."""
+    about = config.sensor
+    if about.get("kind") != "windows":
+        raise ConfigError(
+            "%r is no sensor of this board" % about.get("kind"), "sensor.kind", 'Write "windows"'
+        )
+    length = domain.features.window * domain.features.axes
+    sensor = WindowFile(
+        str(about.get("path")), length, about.get("count", 1 << 30), about.get("gap_ms", 1000)
+    )
+    return qemu_board(config, domain, sensor)
