@@ -1,12 +1,12 @@
 """What recall costs: what sketches give away, and bytes of things made for real."""
 
 import tempfile
-import warnings
 from pathlib import Path
 
 import codebook_kit
 import network_kit
 import numpy as np
+from _leak_decoder import decoded
 from _recall_data import watch_features
 
 from edge_agent import frame as wire
@@ -24,11 +24,6 @@ from gateway.voucher import Facts, make_voucher
 CRYPTO = HostCrypto()
 
 
-def explained(wanted: np.ndarray, guess: np.ndarray) -> float:
-    """R2 over all features, each with its own variance."""
-    return float(1 - ((wanted - guess) ** 2).sum() / ((wanted - wanted.mean(0)) ** 2).sum())
-
-
 def what_a_stranger_has(book: "Codebook | None", rows: np.ndarray) -> np.ndarray:
     """Numbers for a decoder: of a sign sketch all its bits, else the (decoded) vector."""
     if book is None:
@@ -43,25 +38,13 @@ def leakage(codebooks: "dict[int, Codebook]") -> "dict[str, dict[str, float]]":
     It may see its recordings densely (a window every 16 samples); those of people 4-10 it
     has never seen.
     """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import Ridge
-    from sklearn.neural_network import MLPRegressor
-
     known, features, secret, wanted = watch_features()
     deviation = np.maximum(features.std(0), 1)
     x, y = features / deviation, wanted / deviation
     result = {}
     for name, book in {"exact vector": None, **{NAMES[k]: b for k, b in codebooks.items()}}.items():
         seen, target = (what_a_stranger_has(book, rows) for rows in (known, secret))
-        net = MLPRegressor(
-            hidden_layer_sizes=(128,), max_iter=100, early_stopping=True, random_state=1
-        )
-        # 100 rounds are what an attacker gets here, converged or not.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        result[name] = {
-            "ridge": explained(y, Ridge(alpha=1.0).fit(seen, x).predict(target)),
-            "net": explained(y, net.fit(seen, x).predict(target)),
-        }
+        result[name] = decoded(seen, x, target, y)
     return result
 
 
