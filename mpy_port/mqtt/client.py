@@ -89,6 +89,7 @@ class MqttLink(Link):
         self._error: LinkError | None = None  # why the last connection ended
         self._present = False
         self._inbox: list[Message] = []
+        self._left = 0  # messages that did not fit there
         self._taken: Message | None = None
         self._turn = asyncio.Lock()  # publishers queue here, in order
         self._room = asyncio.Event()
@@ -108,6 +109,7 @@ class MqttLink(Link):
         self._writing = False
         self._error = None
         self._inbox = []
+        self._left = 0
         self._taken = None
         self._up.clear()
         self._news.clear()
@@ -165,6 +167,13 @@ class MqttLink(Link):
         while not self._inbox:
             if self._stream is None:
                 raise self._gone()
+            if self._left:
+                # A broker gives them again to a new connection only, and what it has on its
+                # way to us, unacknowledged, keeps the place of what comes after.
+                await self._said()
+                if not self._inbox and self._left:
+                    self._lose(LinkError("network", "%d messages did not fit" % self._left))
+                continue
             self._news.clear()
             await self._news.wait()
         message = self._inbox.pop(0)
@@ -181,13 +190,18 @@ class MqttLink(Link):
             self.session.goodbye()
             self._output.set()
             # The packet leaves with the next write; a broker that reads nothing gets no more.
-            for _ in range(_GOODBYE_MS // 10):
-                await asyncio.sleep(0.01)
-                if self._stream is not stream:
-                    break
-                if not self._writing and not self.session.talkative:
-                    break
+            await self._said()
         self._lose(LinkError("network", "closed"), True)
+
+    async def _said(self) -> None:
+        """Wait a moment until all that the session had to say is written."""
+        stream = self._stream
+        for _ in range(_GOODBYE_MS // 10):
+            await asyncio.sleep(0.01)
+            if self._stream is not stream:
+                break
+            if not self._writing and not self.session.talkative:
+                break
 
     async def _dial(self) -> "Stream":
         """A fresh connection to the broker. LinkError, ConfigError."""
@@ -252,7 +266,8 @@ class MqttLink(Link):
                 if len(self._inbox) < _INBOX:
                     self._inbox.append(event)
                     self._news.set()
-                # else: not acknowledged, so the broker still has it for the next session.
+                else:
+                    self._left += 1  # not acknowledged, so the broker still has it
             elif kind is Failed:
                 self._finish(event.slot, event.error or self._gone())
             elif kind is Connected:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _POLL_MS = 10
 _QUIET_MS = 60
-_DRAIN_MS = 1000  # longest wait for silence
+_READ, _READS = 256, 8  # bytes at once, and how often before others have their turn
 _GONE = b"NO CARRIER\r\n"
 _LINE_MAX = 128
 
@@ -80,10 +80,16 @@ class SerialLink(MqttLink):
         return SerialStream(self._uart, self._where, bool(self._dial_text))
 
     async def _silence(self, quiet_ms: int) -> None:
-        """Throw away what comes until nothing comes for a while."""
+        """Throw away what comes until nothing comes for a while, or for too long.
+
+        What a broker had on its way to us may be a lot: all that it holds for this device.
+        """
         quiet = waited = 0
-        while quiet < quiet_ms and waited < _DRAIN_MS + quiet_ms:
-            quiet = 0 if self._uart.read(256) else quiet + _POLL_MS
+        while quiet < quiet_ms and waited < 1000 * self._broker.connect_timeout_s:
+            reads = 0
+            while reads < _READS and self._uart.read(_READ):
+                reads += 1
+            quiet = 0 if reads else quiet + _POLL_MS
             waited += _POLL_MS
             await asyncio.sleep(_POLL_MS / 1000)
 

@@ -361,6 +361,9 @@ class Session:
         elif self.state == CONNECTING:
             raise PacketError("bad-type", "before CONNACK")  # 3.2
         elif kind is Publish:
+            if self.state == SUBSCRIBING:
+                # All that a broker held for us comes before its SUBACK: it is at work.
+                self._answer_by = now + self._answer_ms
             self._on_publish(packet)
         elif kind is Puback:
             self._on_puback(packet)

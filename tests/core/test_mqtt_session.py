@@ -141,6 +141,18 @@ class Time(unittest.TestCase):
         self.assertEqual(s.deadline(), 2200)
         self.assertEqual(self.lost(s, 2200), ("timeout", "no answer to SUBSCRIBE"))
 
+    def test_what_waited_at_the_broker_comes_before_its_suback(self):
+        s = make(answer_ms=700)
+        s.open(1000)
+        s.received(peer.connack(True), 1500)
+        sent(s, 1500)
+        for i in range(1, 9):
+            s.received(peer.publish("t", b"x", 1, packet_id=i), 1500 + 300 * i)
+            s.tick(1500 + 300 * i)
+        self.assertEqual(len(of(Message, events(s))), 8)
+        self.assertEqual(s.deadline(), 1500 + 2400 + 700)
+        self.assertEqual(self.lost(s, 4600), ("timeout", "no answer to SUBSCRIBE"))
+
     def test_keepalive(self):
         s = opened(make(keepalive_s=10, answer_ms=2000))
         events(s)

@@ -252,6 +252,25 @@ async def session(job):
     return {"present": present, "got": got}
 
 
+async def flooded(job):
+    """More messages wait in the broker than the link keeps at once; all are dealt with."""
+    link = make(job)
+    await link.connect()
+    await link.disconnect()
+    say(up=True)
+    sys.stdin.readline()
+    got, losses = set(), []
+    while len(got) < job["count"]:
+        try:
+            await link.connect()
+            while len(got) < job["count"]:
+                got.add((await link.receive())[1])
+        except LinkError as error:
+            losses.append(error.detail)
+    await link.disconnect()
+    return {"got": len(got), "losses": losses}
+
+
 async def again(job):
     """Connect, publish and leave, over and over: nothing may pile up."""
     import gc

@@ -247,6 +247,27 @@ def test_the_session_outlives_the_connection(broker, job):
     assert result == {"present": [True, True], "got": ["0", "1", "2", "2"]}
 
 
+def test_more_messages_than_the_link_keeps(tmp_path, job):
+    """A broker with as many on their way as it may; none of those stays unacknowledged."""
+    count = 250
+    limits = "max_queued_messages 0", "max_inflight_messages 200"
+    broker = Mosquitto(tmp_path, "allow_anonymous true", *limits).start()
+    try:
+        running = job("flooded", broker.port, count=count, broker={"connect_timeout_s": 3}, **USER)
+        running.wait("up")
+        sender = Listener(broker.port, "unused")
+        for i in range(count):
+            sender.client.publish(TOPIC, b"%04d" % i + b"x" * 400, 1).wait_for_publish(5)
+        running.process.stdin.write("\n")
+        running.process.stdin.flush()
+        result = running.result(30)
+        sender.close()
+    finally:
+        broker.kill()
+    assert result["got"] == count
+    assert result["losses"] and all("did not fit" in why for why in result["losses"])
+
+
 def test_last_will(broker, job):
     listener = Listener(broker.port, "qis/1/a/state")
     running = job("will", broker.port, **USER)
