@@ -57,6 +57,21 @@ def cmd_init(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def cmd_claim(args: argparse.Namespace) -> int:
+    """Redeem a claim code: fetch this device's configuration from its gateway."""
+    from pathlib import Path
+
+    from edge_agent.cpython.claim import read_code, redeem
+
+    found = redeem(read_code(args.code), Path(args.config))
+    lines = [
+        f"Agent {found['agent']}, key generation {found['generation']}.",
+        *table(sorted(found.items())),
+    ]
+    show(args, found, lines)
+    return EXIT_OK
+
+
 def cmd_run(args: argparse.Namespace) -> int:
     """Run the agent until it is told to stop, or its sensor's recording ends."""
     from edge_agent.tools import site
@@ -220,6 +235,12 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--journal", help="directory of the journal (default: beside the file)")
     sub.add_argument("--runtime", choices=runtimes, default="auto")
+
+    sub = command("claim", cmd_claim)
+    sub.add_argument("--config", required=True, help="file to write, or of a device with a new key")
+    sub.add_argument(
+        "--code", metavar="FILE", help="with the code; default: ask, or standard input"
+    )
 
     sub = command("run", cmd_run)
     sub.add_argument("--config", required=True, help="file written by `edge-agent init`")

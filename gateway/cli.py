@@ -4,28 +4,26 @@ Exit codes: 0 ok, 1 a verification failed, 2 usage, 3 environment.
 """
 
 import argparse
-import contextlib
 import json
 import logging
 import os
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edge_agent.errors import ConfigError, EdgeError, RemoteError, StoreError
+from edge_agent.errors import ConfigError, EdgeError, RemoteError
 from edge_agent.version import __version__
 from gateway import broker, enrol, reports
+from gateway.cli_devices import add_device_commands
 from gateway.cli_network import add_network_commands
 from gateway.cli_routing import add_routing_commands, child_router
 from gateway.cli_setup import add_setup_commands
-from gateway.config import Domains, GatewayConfig
+from gateway.config import Domains
 from gateway.custody import Custody
-from gateway.keys import Registry, load_master
 from gateway.mqtt import Bridge
+from gateway.opening import opened
 from gateway.retention import Retention
-from gateway.store import Store
 from gateway.supervise import Supervised
 from gateway.train import add_domain_commands
 
@@ -41,33 +39,6 @@ first steps:
 
 exit codes: 0 ok, 1 verification failed, 2 usage, 3 environment
 """
-
-
-def now_ms() -> int:
-    return int(time.time() * 1000)
-
-
-@contextlib.contextmanager
-def opened(folder: Path, owner: bool = False) -> Iterator[tuple[GatewayConfig, Store, Registry]]:
-    """Configuration, database and registry of a folder."""
-    config = GatewayConfig(folder)
-    master = load_master(config.master)
-    if not config.database.exists():
-        raise StoreError(
-            "no database", str(config.database), "Restore the backup of gateway.db first"
-        )
-    store = Store(config.database, owner=owner, now_ms=now_ms())
-    try:
-        theirs = store.meta("gateway")
-        if theirs is not None and theirs != config.gateway:
-            raise StoreError(
-                f"belongs to gateway {theirs.hex()}, this folder is {config.gateway.hex()}",
-                str(config.database),
-                "Each gateway needs its own folder",
-            )
-        yield config, store, Registry(store, master, config.gateway)
-    finally:
-        store.close()
 
 
 def main(arguments: "Sequence[str] | None" = None) -> int:
@@ -142,71 +113,6 @@ def do_broker(options: argparse.Namespace) -> int:
         broker.write_toml(config, registry)
     broker.serve(config.broker_toml)
     return OK
-
-
-def _extra(options: argparse.Namespace) -> dict[str, Any]:
-    if options.template is None:
-        return {}
-    try:
-        found = json.loads(options.template.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(str(error), str(options.template), "Give a JSON file")
-    if not isinstance(found, dict):
-        raise ConfigError("not a JSON object", str(options.template), "It starts with {")
-    return found
-
-
-def do_enrol(options: argparse.Namespace) -> int:
-    extra = _extra(options)
-    with opened(options.dir) as (config, _, registry):
-        device = enrol.enrol(
-            config,
-            registry,
-            options.name,
-            enrol.parse_agent(options.agent),
-            options.out,
-            now_ms(),
-            options.host,
-            extra,
-            options.pin,
-        )
-    found = {"name": device.name, "agent": device.agent.hex(), "config": str(options.out)}
-    return _show(
-        options,
-        found,
-        f"{device.name} is agent {device.agent.hex()}\n"
-        f"{options.out} holds its key: move it to the device, keep no copy",
-    )
-
-
-def do_rotate(options: argparse.Namespace) -> int:
-    extra = _extra(options)
-    with opened(options.dir) as (config, _, registry):
-        device = enrol.rotate(
-            config,
-            registry,
-            registry.find(options.name),
-            options.out,
-            now_ms(),
-            options.host,
-            extra,
-            options.pin,
-        )
-    found = {
-        "name": device.name,
-        "agent": device.agent.hex(),
-        "generation": device.generation,
-        "config": str(options.out),
-    }
-    return _show(options, found, f"{device.name}: generation {device.generation} in {options.out}")
-
-
-def do_revoke(options: argparse.Namespace) -> int:
-    with opened(options.dir) as (config, _, registry):
-        device = registry.find(options.name)
-        enrol.revoke(config, registry, device, now_ms())
-    found = {"name": device.name, "agent": device.agent.hex(), "revoked": True}
-    return _show(options, found, f"{device.name} is revoked; what it sent before stays")
 
 
 def do_devices(options: argparse.Namespace) -> int:
@@ -313,26 +219,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     command("broker", do_broker, "run the embedded broker (loopback; demo and tests)")
 
-    for name, do, text in (
-        ("enrol", do_enrol, "take a device in and write its configuration"),
-        ("rotate", do_rotate, "give a device a new key"),
-    ):
-        sub = command(name, do, text)
-        sub.add_argument("name", help="name of the device")
-        sub.add_argument("--out", type=Path, required=True, metavar="FILE", help="device.json")
-        sub.add_argument("--host", default="", help="broker as the device sees it")
-        sub.add_argument(
-            "--template", type=Path, metavar="FILE", help="JSON with further fields of device.json"
-        )
-        sub.add_argument(
-            "--pin", action="store_true", help="trust the certificate itself: needs no clock"
-        )
-        if name == "enrol":
-            sub.add_argument("--agent", default="", metavar="HEX", help="id (default: random)")
-
-    sub = command("revoke", do_revoke, "believe a device no more")
-    sub.add_argument("name", help="name or agent id")
-
+    add_device_commands(commands)
     command("devices", do_devices, "list devices: last seen, backlog, drops, versions")
     sub = command("status", do_status, "the gateway at a glance")
     sub.add_argument("--check", action="store_true", help="verify the whole database (exit 1)")

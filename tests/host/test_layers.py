@@ -36,6 +36,8 @@ ARROWS = {
         "gateway",
         "edge_agent.cbor",
         "edge_agent.cose",
+        "edge_agent.cpython.claim_code",
+        "edge_agent.cpython.notify",
         "edge_agent.cpython.signer",
         "edge_agent.domain",
         "edge_agent.errors",
