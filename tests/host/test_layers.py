@@ -32,6 +32,13 @@ ARROWS = {
     "mpy_port.tflite": ("mpy_port.tflite",),
     "mpy_port.mqtt": ("mpy_port.mqtt", "edge_agent.errors", "edge_agent.interfaces"),
     "mpy_port": ("mpy_port", "edge_agent"),
+    # Reads the last layer of a model file.
+    "gateway.base_head": (
+        "gateway",
+        "edge_agent.domain",
+        "edge_agent.fingerprint",
+        "mpy_port.tflite",
+    ),
     "gateway": (
         "gateway",
         "edge_agent.cbor",
