@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from edge_agent.cpython.notify import Notifier
 from edge_agent.errors import ConfigError, EdgeError, RemoteError
 from edge_agent.version import __version__
 from gateway import broker, enrol, reports
@@ -21,9 +22,11 @@ from gateway.cli_routing import add_routing_commands, child_router
 from gateway.cli_setup import add_setup_commands
 from gateway.config import Domains
 from gateway.custody import Custody
+from gateway.install import become_owner
 from gateway.mqtt import Bridge
 from gateway.opening import opened
 from gateway.retention import Retention
+from gateway.rounds import Rounds
 from gateway.supervise import Supervised
 from gateway.train import add_domain_commands
 
@@ -50,6 +53,8 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
         stream=sys.stderr,
     )
     try:
+        if options.command not in ("init", "install"):
+            become_owner(options.dir)
         return int(options.do(options))
     except RemoteError as error:
         return _fail(options, error, FAILED)
@@ -95,14 +100,24 @@ def do_run(options: argparse.Namespace) -> int:
                 if not retention.step(now):
                     break
 
-        bridge = Bridge(config, custody, housekeeping)
+        rounds = Rounds(config.folder / "mailbox.db", custody)
+        bridge = Bridge(config, custody, housekeeping, rounds)
         bridge.stop_on_signals()
+        notifier = Notifier()
+
+        def beat(state: str) -> None:
+            notifier.beat()
+            notifier.status(state)
+
+        bridge.beat = beat
         children: list[broker.Child | Supervised] = []
         try:
             children += [broker.Child(config.broker_toml)] if options.broker else []
             children += [child_router(options.dir)] if options.route else []
+            notifier.ready()
             bridge.run()
         finally:
+            notifier.stopping()
             for child in children:
                 child.stop()
     return OK
@@ -153,6 +168,7 @@ def do_status(options: argparse.Namespace) -> int:
             f"{found['database']['bytes'] / 1e6:.1f} MB",
             f"devices    {found['devices']}, {found['online']} online",
             f"rejected   {rejected}",
+            f"broker     {_broker(found)}",
             f"conflicts  {found['conflicts']}",
             f"lost       {found['lost_by_restore']} by restore from backup",
             *(f"domain     {name}" for name in found["domains"]),
@@ -161,6 +177,16 @@ def do_status(options: argparse.Namespace) -> int:
     )
     _show(options, found, text)
     return FAILED if options.check and found["check"] != "ok" else OK
+
+
+def _broker(found: dict[str, Any]) -> str:
+    """What is wrong with the connection, and what the broker refused."""
+    note = ((found["process"] or {}).get("notes") or {}).get("broker", "")
+    text = f"NOT CONNECTED ({note}); " if note and found["running"] else ""
+    if found["broker"] is None:
+        return text + "what it refuses is counted by `edge-gateway mosquitto` only"
+    refused = ", ".join(f"{k} {v}" for k, v in found["broker"]["refused"].items() if v)
+    return text + f"refused {refused or 'nothing'}"
 
 
 def do_export(options: argparse.Namespace) -> int:

@@ -41,6 +41,7 @@ from gateway.timebase import Boot, plausible, settle
 MERGE_ROWS = 4096
 # A flood of bad frames must not turn into a flood of writes.
 SAMPLES_PER_BATCH = 8
+ENCRYPTED = 0xD0  # first byte of a COSE_Encrypt0
 
 
 class Custody:
@@ -222,6 +223,8 @@ class Custody:
         stream.dirty = True
         stream.boot(record.boot).observe(record.uptime_ms, utc_s or 0, now_ms)
         self.down.saw_key(agent, generation)
+        if payload[0] == ENCRYPTED:
+            plan.encrypts.add(agent)
         plan.hashes[stream.id, seq] = digest
         wanted = plan.wanted.get(stream)
         if wanted is None:
@@ -257,6 +260,7 @@ class Custody:
                 plan.retire.get(agent, 256), hello.oldest_generation, generation
             )
         plan.greeted[stream] = plan.greeted.get(stream, False) or new
+        plan.hellos.append((agent, hello))
         plan.count("hellos")
 
     # -- commit ---------------------------------------------------------------------

@@ -48,6 +48,7 @@ class Down:
         self._seen: dict[bytes, int] = {}
         self._keys: dict[bytes, int] = {}
         self._nonces: dict[bytes, bytes] = {}  # of this session
+        self._issued: dict[bytes, int] = {}
 
     # -- what devices tell ----------------------------------------------------------
 
@@ -83,8 +84,50 @@ class Down:
         counter = max(self._last + 1, now_ms, self._seen.get(agent, 0) + 1)
         if counter <= self._reserved:
             self._last = counter
-        self._seen[agent] = counter
+        self._seen[agent] = self._issued[agent] = counter
         return counter
+
+    def issued(self, agent: bytes) -> int:
+        """The counter of the newest message made for this device by this process, or 0."""
+        return self._issued.get(agent, 0)
+
+    def make_room(self, now_ms: int, messages: int) -> None:
+        """`reserve` in a transaction of its own, for messages that follow no commit."""
+        before = self._reserved
+        if max(self._last, now_ms) + messages + 64 <= before:
+            return
+        self.store.begin()
+        try:
+            self.reserve(now_ms, messages)
+            self.store.commit()
+        except BaseException:
+            self._reserved = before
+            self.store.rollback()
+            raise
+
+    # -- boxes ----------------------------------------------------------------------
+
+    def box(
+        self, agent: bytes, number: int, type: int, body: bytes, encrypt: bool, now_ms: int
+    ) -> tuple[int, bytes] | None:
+        """(counter, sealed box); None for a device that is not served (any more)."""
+        keys = self._sealing(agent)
+        if keys is None:
+            return None
+        counter = self.next_counter(agent, now_ms)
+        try:
+            return counter, wire.seal(keys, wire.Box(counter, type, body, number), encrypt)
+        except RemoteError:
+            self.counters.add({"unanswered": 1})
+            return None
+
+    def _sealing(self, agent: bytes) -> "wire.DeviceKeys | None":
+        """The keys of the newest generation that the device was seen to use."""
+        generation = self._keys.get(agent)
+        if generation is None:
+            device = self.registry.device(agent)
+            generation = device.generation if device else 0
+        return self.registry(agent, generation)
 
     # -- acks -----------------------------------------------------------------------
 
@@ -101,11 +144,7 @@ class Down:
         it; the answer to a hello; then exactly what was committed, found to be held
         already, or refused."""
         agent = stream.agent
-        generation = self._keys.get(agent)
-        if generation is None:
-            device = self.registry.device(agent)
-            generation = device.generation if device else 0
-        keys = self.registry(agent, generation)
+        keys = self._sealing(agent)
         if keys is None:
             return []  # revoked between commit and answer
         contents: list[tuple[bytes, Ranges, Ranges]] = []

@@ -7,10 +7,12 @@ their numbers; both are on disk when they return. `open_items` is what is under 
 from typing import NamedTuple
 
 from gateway.mail_db import MailDb
-from gateway.postman import ADOPT, MORE, PROBE_NUMBER, Standing, judge
+from gateway.postman import ADOPT, ASK, MORE, PROBE_NUMBER, SAME, Standing, judge
 
 HEAD_KEY = b"head"
 HISTORY = 512  # items taken, per device, that are remembered
+
+HELLO_EVERY_MS = 60_000  # the time of a hello that brings nothing new is written this often
 
 WAITS = "taken_ms IS NULL AND number IS NULL"
 
@@ -25,7 +27,11 @@ class Item(NamedTuple):
 
 
 class Carried(MailDb):
-    """See the module; gateway.mailbox.Mailbox adds what senders use."""
+    """See the module; gateway.mailbox.Mailbox adds what senders use.
+
+    delivered: items found to be taken, by this process."""
+
+    delivered = 0
 
     def standing(self, agent: bytes) -> Standing:
         rows = self.rows("SELECT taken, top, born FROM boxes WHERE agent = ?", (agent,))
@@ -37,11 +43,13 @@ class Carried(MailDb):
         """A hello said this. The verdict of postman.judge, and everything that follows from it
         is written down."""
         with self.batch():
-            self.run("INSERT OR IGNORE INTO boxes (agent) VALUES (?)", (agent,))
             before = self.standing(agent)
             verdict, after = judge(before, taken, counter, asked)
-            if verdict == ADOPT:
-                self._go_back(agent, taken, after.top, now_ms)
+            if verdict in (SAME, ASK) and self._as_before(agent, head, now_ms):
+                return verdict  # most hellos: nothing to sync to disk
+            self.run("INSERT OR IGNORE INTO boxes (agent) VALUES (?)", (agent,))
+            if verdict == ADOPT and after.top == taken:
+                self._go_back(agent, taken, now_ms)
             if verdict in (MORE, ADOPT):
                 self._deliver(agent, taken, now_ms)
                 self.run(
@@ -59,6 +67,10 @@ class Carried(MailDb):
             )
         return verdict
 
+    def _as_before(self, agent: bytes, head: "int | None", now_ms: int) -> bool:
+        rows = self.rows("SELECT head, hello_ms FROM boxes WHERE agent = ?", (agent,))
+        return bool(rows) and rows[0][0] == head and abs(now_ms - rows[0][1]) < HELLO_EVERY_MS
+
     def _deliver(self, agent: bytes, taken: int, now_ms: int) -> None:
         done = self.run(
             "UPDATE items SET taken_ms = ? WHERE agent = ? AND taken_ms IS NULL AND number <= ?",
@@ -66,6 +78,7 @@ class Carried(MailDb):
         )
         if not done.rowcount:
             return
+        self.delivered += done.rowcount
         self._count(agent, "taken", done.rowcount)
         self.run(
             "UPDATE boxes SET taken_head = put_head WHERE agent = ? AND put_rows = (SELECT count(*)"
@@ -80,8 +93,9 @@ class Carried(MailDb):
             (agent, agent, HISTORY),
         )
 
-    def _go_back(self, agent: bytes, taken: int, top: int, now_ms: int) -> None:
-        """The device stands at `taken`, numbers above `top` mean nothing any more."""
+    def _go_back(self, agent: bytes, taken: int, now_ms: int) -> None:
+        """The device stands at `taken`, and that is where numbers go on: what had one waits
+        again, what was taken with a higher one, too."""
         self.run(
             "DELETE FROM items WHERE agent = ? AND taken_ms IS NOT NULL AND number > ?"
             " AND ((expires_ms > 0 AND expires_ms <= ?) OR (key <> x'' AND EXISTS (SELECT 1 FROM"
@@ -94,10 +108,7 @@ class Carried(MailDb):
             (agent, taken),
         )
         self._count(agent, "again", again.rowcount)
-        self.run(
-            "UPDATE items SET number = NULL WHERE agent = ? AND taken_ms IS NULL AND number > ?",
-            (agent, top),
-        )
+        self.run("UPDATE items SET number = NULL WHERE agent = ? AND taken_ms IS NULL", (agent,))
 
     def open_items(self, agent: bytes) -> list[Item]:
         """Under way: bound to a number, not known to be taken; in order of numbers."""
@@ -144,6 +155,10 @@ class Carried(MailDb):
             (agent, now_ms),
         )
         self._count(agent, "expired", gone.rowcount)
+
+    def encrypts(self, agent: bytes) -> bool:
+        rows = self.rows("SELECT encrypts FROM boxes WHERE agent = ?", (agent,))
+        return bool(rows and rows[0][0])
 
     def set_encrypts(self, agent: bytes, encrypts: bool) -> None:
         """The device seals what it sends as Encrypt0; so is what is sent to it."""

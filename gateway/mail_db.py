@@ -45,8 +45,9 @@ STEPS: tuple[tuple[str, ...], ...] = (
             put_rows INTEGER NOT NULL DEFAULT 0,
             taken_head INTEGER,
             encrypts INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID""",
+        # An id is never used again: senders keep it.
         """CREATE TABLE items (
-            id INTEGER PRIMARY KEY,
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
             agent BLOB NOT NULL,
             lot INTEGER NOT NULL,
             type INTEGER NOT NULL,

@@ -18,6 +18,7 @@ import random
 import select
 import signal
 import socket
+import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,7 @@ from gateway.client import BatchClient
 from gateway.config import GatewayConfig
 from gateway.custody import Custody
 from gateway.plan import Plan
+from gateway.rounds import Rounds
 
 log = logging.getLogger("edge_gateway")
 
@@ -50,6 +52,8 @@ class Bridge:
 
     config: host, port, user, password, tls, keepalive_s, batch, batch_ms are read.
     housekeeping: called now and then while nothing arrives, with the wall time in ms.
+    beat: called every few seconds while the loop is alive, with how the connection is.
+    rounds: carries mail to devices; None: nobody has any.
     """
 
     def __init__(
@@ -57,11 +61,14 @@ class Bridge:
         config: GatewayConfig,
         custody: Custody,
         housekeeping: "Callable[[int], None] | None" = None,
+        rounds: "Rounds | None" = None,
     ) -> None:
         self.config = config
         self.custody = custody
         self.counters = custody.counters
         self.housekeeping = housekeeping
+        self.rounds = rounds
+        self.beat: Callable[[str], None] = lambda state: None
         self.online: dict[str, bool] = {}
         self._topics: dict[bytes, str] = {}
         self._pending: list[Message] = []
@@ -103,7 +110,10 @@ class Bridge:
             self._refused = str(reason)
             return
         self._connected = True
+        self.counters.notes.pop("broker", None)
         self.custody.begin_session()
+        if self.rounds is not None:
+            self.rounds.new_session()
         self.counters.add({"connects": 1})
         root = self.config.root
         client.subscribe([(f"{root}/+/up", 1), (f"{root}/+/state", 0)])
@@ -146,6 +156,8 @@ class Bridge:
         agent = topic[len(self.config.root) + 1 : -len("/state")]
         if len(agent) == 16 and (agent in self.online or len(self.online) < 100_000):
             self.online[agent] = payload == b"online"
+            if self.rounds is not None and payload == b"offline":
+                self.rounds.gone(agent)
 
     # -- the loop -------------------------------------------------------------------
 
@@ -164,6 +176,7 @@ class Bridge:
                 self._serve()
             except (OSError, LinkError) as error:
                 log.warning("broker %s:%d: %s", self.config.host, self.config.port, error)
+                self._failed(error)
             except StoreError as error:
                 self.counters.add({"commit_failures": 1})
                 log.error("%s", error)
@@ -218,7 +231,9 @@ class Bridge:
             self._turn(wait)
             if now - misc_at >= 1.0:
                 misc_at = now
+                self.beat("connected")
                 self.client.loop_misc()
+                self._mail()
                 self._idle(now)
 
     def _turn(self, wait: float) -> None:
@@ -268,6 +283,25 @@ class Bridge:
         for topic, payload in answers:
             self.client.publish(topic, payload, qos=1)
         self.counters.add({"acks": len(answers)})
+        if self.rounds is not None and (plan.hellos or plan.encrypts):
+            self.rounds.heard(plan.hellos, plan.encrypts)
+            if plan.hellos:
+                self._mail()
+
+    def _mail(self) -> None:
+        """Mail that is due. What goes wrong there must not stop custody."""
+        if self.rounds is None:
+            return
+        try:
+            boxes = self.rounds.turn(_wall_ms(), int(time.monotonic() * 1000))
+        except StoreError:
+            raise  # gateway.db itself
+        except Exception:
+            log.exception("a round with mail broke; going on")
+            self.counters.add({"mail_failures": 1})
+            return
+        for topic, payload in boxes:
+            self.client.publish(topic, payload, qos=1)
 
     def _process_alone(self, message: tuple[str, bytes]) -> None:
         try:
@@ -300,7 +334,15 @@ class Bridge:
 
     # -- ending ---------------------------------------------------------------------
 
+    def _failed(self, error: Exception) -> None:
+        """No connection, or the broker refuses us, or is not the one we trust: say so."""
+        kind = "broker_untrusted" if isinstance(error, ssl.SSLError) else "broker_failures"
+        self.counters.add({kind: 1})
+        self.counters.notes["broker"] = str(error)
+        self._tell()
+
     def _sleep(self, seconds: float) -> None:
+        self.beat(self.counters.notes.get("broker", "not connected"))
         ready, _, _ = select.select([self._wake_r], [], [], seconds)
         if ready:
             self._wake_r.recv(64)
@@ -327,5 +369,7 @@ class Bridge:
             self.custody.merge()
         finally:
             self._tell()
+            if self.rounds is not None:
+                self.rounds.close()
             self._wake_r.close()
             self._wake_w.close()

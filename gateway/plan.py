@@ -25,6 +25,9 @@ class Plan:
         # the device that says the new one may be a copy, with other bytes in its numbers.
         self.earlier: list[tuple[Stream, bytes, list[tuple[int, int]], list[tuple[int, int]]]] = []
         self.hashes: dict[tuple[int, int], bytes] = {}
+        # For the mailbox: (agent, hello) in order of arrival; devices that encrypt.
+        self.hellos: list[tuple[bytes, Any]] = []
+        self.encrypts: set[bytes] = set()
         self.retire: dict[bytes, int] = {}
         self.counts: dict[str, int] = {}
 

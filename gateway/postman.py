@@ -65,6 +65,8 @@ def judge(standing: Standing, taken: int, counter: int, asked: int) -> tuple[str
         if known is not None and known <= taken <= standing.top:
             # As expected, only that it had forgotten the counter: the numbers stay bound.
             return ADOPT, standing._replace(taken=taken, born=asked)
+        # It went back, or this database did. What is under way has meant something else, or
+        # may have: it gets new numbers.
         return ADOPT, Standing(taken, taken, asked)
     return ASK, standing
 

@@ -1,0 +1,189 @@
+"""The postman's rounds: mail on its way from mailbox.db to devices, in the ingest process.
+
+    hello committed, ack sealed -> heard -> mailbox.db knows what was taken
+    once a second, and after a hello -> turn -> numbers bound, on disk -> boxes to publish
+
+Custody comes first. mailbox.db is waited for 50 ms at most; when it is locked, damaged or
+full, hellos wait in memory (the newest of each device says everything), the round is tried
+again a second later, and it is counted. Down counters and seals are custody's own.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from edge_agent.errors import StoreError
+from gateway.custody import Custody
+from gateway.mailbox import Item, Mailbox
+from gateway.postman import PROBE_NUMBER, Postman
+
+log = logging.getLogger("edge_gateway")
+
+BUSY_MS = 50
+RETRY_MS = 1000
+DEVICES_A_TURN = 64
+PROBE_TYPE = 0
+
+Message = tuple[str, bytes]
+_QUESTION = Item(0, PROBE_TYPE, b"", PROBE_NUMBER)
+
+
+class _Chosen(NamedTuple):
+    """items: to send now; none: ask the device where it is."""
+
+    agent: bytes
+    items: list[Item]
+    encrypts: bool
+
+
+class Rounds:
+    """now_ms: UTC.  at_ms: of a clock that does not go back."""
+
+    def __init__(self, path: "Path | str", custody: Custody) -> None:
+        self.path = Path(path)
+        self.custody = custody
+        self.counters = custody.counters
+        self.postman = Postman()
+        self._box: Mailbox | None = None
+        self._hellos: dict[bytes, Any] = {}
+        self._encrypts: set[bytes] = set()  # news, not yet written down
+        self._known_encrypts: set[bytes] = set()
+        self._busy: set[bytes] = set()  # devices with mail
+        self._version: tuple[int, ...] = ()
+        self._retry_at = 0
+        self._set_aside = 0
+        self.counters.add(dict.fromkeys(("mail_sent", "mail_taken", "mail_failures"), 0))
+
+    # -- what happens -------------------------------------------------------------------
+
+    def heard(self, hellos: Iterable[tuple[bytes, Any]], encrypts: Iterable[bytes]) -> None:
+        """Of a batch that is committed, its acks made."""
+        for agent, hello in hellos:
+            if hello.taken is not None and (agent in self._hellos or len(self._hellos) < 100_000):
+                self._hellos[agent] = hello
+        for agent in encrypts:
+            if agent not in self._known_encrypts and len(self._encrypts) < 100_000:
+                self._encrypts.add(agent)
+
+    def gone(self, agent: str) -> None:
+        """The broker says that a device (its id in hex, as the topic has it) is offline."""
+        with contextlib.suppress(ValueError):
+            self.postman.away(bytes.fromhex(agent))
+
+    def new_session(self) -> None:
+        self.postman.new_session()
+
+    def mailbox(self) -> Mailbox:
+        """Open; StoreError when it cannot be opened now."""
+        if self._box is None:
+            self._box = Mailbox(self.path, BUSY_MS)
+            self._version = ()
+        return self._box
+
+    def close(self) -> None:
+        if self._box is not None:
+            self._box.close()
+            self._box = None
+
+    # -- a round ------------------------------------------------------------------------
+
+    def turn(self, now_ms: int, at_ms: int) -> list[Message]:
+        """(topic, box) to publish now. StoreError only when gateway.db fails."""
+        if at_ms < self._retry_at:
+            return []
+        try:
+            box = self.mailbox()
+            self._take_hellos(box, now_ms, at_ms)
+            chosen = self._choose(box, now_ms, at_ms)
+        except StoreError as error:
+            self._failed(error, at_ms)
+            return []
+        return self._seal(chosen, now_ms, at_ms)
+
+    def _failed(self, error: StoreError, at_ms: int) -> None:
+        self._retry_at = at_ms + RETRY_MS
+        self.counters.add({"mail_failures": 1})
+        self._note_set_aside()
+        log.warning("mailbox: %s", error)
+
+    def _note_set_aside(self) -> None:
+        moved = self._box.set_aside if self._box is not None else 0
+        if moved > self._set_aside:
+            self.counters.add({"mailboxes_set_aside": moved - self._set_aside})
+            log.error("%s was damaged and is set aside; senders fill it again", self.path)
+        self._set_aside = moved
+
+    def _take_hellos(self, box: Mailbox, now_ms: int, at_ms: int) -> None:
+        if not self._hellos and not self._encrypts:
+            return
+        hellos = self._hellos
+        verdicts = []
+        with box.batch():
+            before = box.delivered
+            for agent in self._encrypts:
+                box.set_encrypts(agent, True)
+            for agent, hello in hellos.items():
+                asked = self.postman.asked(agent)
+                verdict = box.seen(agent, hello.taken, hello.head, hello.counter, asked, now_ms)
+                verdicts.append((agent, hello, verdict))
+        self._hellos = {}
+        self._known_encrypts |= self._encrypts
+        self._encrypts = set()
+        self.counters.add({"mail_taken": box.delivered - before})
+        for agent, hello, verdict in verdicts:
+            self.postman.heard(agent, hello.nonce, hello.counter, verdict, at_ms)
+            self._busy.add(agent)
+
+    def _choose(self, box: Mailbox, now_ms: int, at_ms: int) -> "list[_Chosen]":
+        version = box.foreign_changes()
+        if version != self._version:
+            self._busy = set(box.with_mail())
+            self._version = version
+            self._note_set_aside()
+        at_home = [agent for agent in self._busy if self.postman.here(agent)]
+        chosen: list[_Chosen] = []
+        if not at_home:
+            return chosen
+        with box.batch():
+            for agent in at_home:
+                if len(chosen) >= DEVICES_A_TURN:
+                    break
+                under_way = box.open_items(agent)
+                waiting = box.any_waiting(agent)
+                if not under_way and not waiting:
+                    self._busy.discard(agent)
+                    continue
+                numbers = [item.number for item in under_way]
+                turn = self.postman.turn(agent, numbers, waiting, at_ms)
+                items = [item for item in under_way if item.number in turn.again]
+                if turn.room:
+                    items += box.bind(agent, turn.room, now_ms)
+                if items or turn.ask:
+                    chosen.append(_Chosen(agent, items, box.encrypts(agent)))
+        return chosen
+
+    def _seal(self, chosen: "list[_Chosen]", now_ms: int, at_ms: int) -> list[Message]:
+        out: list[Message] = []
+        if chosen:
+            self.custody.down.make_room(now_ms, sum(1 + len(one.items) for one in chosen))
+        for one in chosen:
+            asked = self.custody.down.issued(one.agent)
+            sent = []
+            for item in one.items or [_QUESTION]:
+                made = self.custody.down.box(
+                    one.agent, item.number, item.type, item.body, one.encrypts, now_ms
+                )
+                if made is None:
+                    self.postman.away(one.agent)
+                    break
+                sent.append((item.number, made[0]))
+                out.append((f"{self.custody.root}/{one.agent.hex()}/box", made[1]))
+            if not one.items and sent:
+                self.postman.asking(one.agent, asked or sent[0][1])
+                self.counters.add({"mail_questions": 1})
+            else:
+                self.postman.sent(one.agent, sent, at_ms)
+                self.counters.add({"mail_sent": len(sent)})
+        return out
