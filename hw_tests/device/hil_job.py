@@ -4,7 +4,7 @@ It runs the agent as a user's main.py would: configuration from /device.json,
 code, model and domain from ROMFS, journal in littlefs. What to do comes from knobs on the
 emulator's command line: windows=N to sense, gap=MS between them, first=N the number of the
 first, drain=0 to go on after the last, sleep_ms=N to sleep at the end, heap_ms=N to note the
-heap that often.
+heap that often, lan=1 to bring up the network card, swap=1 to take a new model (hil_swap.py).
 
 The ledger, a line each, of things as they became true:
 
@@ -43,10 +43,20 @@ async def run():
     import machine
 
     config = Config.load("/device.json")
+    swap = None
+    if option("lan", 0):
+        import network
+
+        network.LAN().active(True)
     with open(config.domain, "rb") as file:
         domain = Domain.load(file.read(), StockCrypto(), verify=False)
     length = domain.features.window * domain.features.axes
     count = option("windows", 0)
+    if option("swap", 0):
+        import hil_swap
+
+        config.model = hil_swap.chosen(config.model)
+        swap = hil_swap.Swap(domain)
     sensor = WindowFile(config.sensor["path"], length, count, option("gap", 0), option("first", 0))
     board = qemu_board(config, domain, sensor)
     agent = Agent(
@@ -57,7 +67,10 @@ async def run():
             "c", hexed(agent.journal.journal_id), seq, outcome_name(frame)
         ),
         on_event=lambda event: note("v", event.name, event.fields),
+        handlers={} if swap is None else {hil_swap.BOX: swap},
     )
+    if swap is not None:
+        swap.agent = agent
     journal = agent.journal
     unload()
     note("b", journal.boot, hexed(journal.journal_id), gc.mem_free(), machine.reset_cause())

@@ -76,14 +76,14 @@ class Verdict(NamedTuple):
 
 
 class Bench:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, domain: Path = DOMAIN) -> None:
         self.folder = folder / "gateway"
         self.port = free_port()
         self.broker: subprocess.Popen[bytes] | None = None
         self.gateway: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / "bench.log"
-        gateway("init", self.folder, "--domain", DOMAIN, "--port", self.port)
+        gateway("init", self.folder, "--domain", domain, "--port", self.port)
 
     def __enter__(self) -> "Bench":
         try:

@@ -53,7 +53,10 @@ class World:
 
     def go(self, **knobs: Any) -> None:
         options = {"heap": HEAP_KIB, **self.knobs, **knobs}
-        self.machine.start(line=self.box.port, options=options)
+        if self.box.mode == "tcp":
+            self.machine.start(net=self.box.port, options={"lan": 1, **options})
+        else:
+            self.machine.start(line=self.box.port, options=options)
 
     def wake(self, seconds: float = 30, **knobs: Any) -> int:
         """Power on until it ends by itself; its exit status."""
