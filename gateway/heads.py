@@ -54,7 +54,7 @@ class Evidence(NamedTuple):
     vectors: (n, 64).  labels: (n,), true as far as known.  weights: (n,), see learner.weigh.
     source: (n,), HERE or a number the caller gives to another gateway.
     old: (n,), the label that what is in force gives, without having learnt from this row;
-    UNKNOWN where that cannot be said.
+    UNKNOWN where that cannot be said.  confirmed: (n,), whether somebody has said so.
     """
 
     vectors: Int8
@@ -62,6 +62,7 @@ class Evidence(NamedTuple):
     weights: Floats
     source: Ints
     old: Ints
+    confirmed: Bools
 
     def take(self, which: "Bools | Ints") -> "Evidence":
         """The rows of a mask, or of a list of positions."""
@@ -71,6 +72,7 @@ class Evidence(NamedTuple):
             self.weights[which],
             self.source[which],
             self.old[which],
+            self.confirmed[which],
         )
 
     def total(self) -> float:
@@ -83,6 +85,7 @@ def evidence(
     weights: "float | Sequence[float] | Floats" = 1.0,
     source: "int | Sequence[int] | Ints" = HERE,
     old: "int | Sequence[int] | Ints" = UNKNOWN,
+    confirmed: "bool | Sequence[bool] | Bools" = True,
 ) -> Evidence:
     """Rows from lists; one number stands for all rows."""
     if not isinstance(vectors, np.ndarray):
@@ -94,6 +97,7 @@ def evidence(
         np.array(np.broadcast_to(np.asarray(weights, np.float64), n)),
         np.array(np.broadcast_to(np.asarray(source, np.int64), n)),
         np.array(np.broadcast_to(np.asarray(old, np.int64), n)),
+        np.array(np.broadcast_to(np.asarray(confirmed, np.bool_), n)),
     )
 
 
@@ -109,6 +113,7 @@ def join(*parts: Evidence) -> Evidence:
         np.concatenate([part.weights for part in parts]),
         np.concatenate([part.source for part in parts]),
         np.concatenate([part.old for part in parts]),
+        np.concatenate([part.confirmed for part in parts]),
     )
 
 

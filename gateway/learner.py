@@ -72,6 +72,7 @@ CHANCE = 0.01  # that one as honest as that falls into quarantine
 DOUBTED = 0.25  # weight of an outcome that contradicts its surroundings
 
 FOLDS = 5
+JUDGES = 10  # confirmed local outcomes from which guesses have no say
 NEW_RECALL = 0.1  # gained on labels that are new here
 NEW_WORTH = 0.5  # of a label lived through here
 LOSS_MOST = 0.1
@@ -281,9 +282,12 @@ class Verdict(NamedTuple):
 def accept(new: Ints, old: Ints, held_back: Evidence) -> Verdict:
     """new, old: what each says of the rows, none of which it has learnt from.
 
-    Local rows judge by weight. Others count only with labels that are new here.
+    Local rows judge by weight; when enough are confirmed, only those, because what is in force
+    is always right about its own guesses. Others count only with labels that are new here.
     """
     local = held_back.source == HERE
+    if int((local & held_back.confirmed).sum()) >= JUDGES:
+        held_back = held_back._replace(weights=held_back.weights * (held_back.confirmed | ~local))
     weight = held_back.weights / max(float(held_back.weights.max(initial=0.0)), 1e-9)
     right, was = new == held_back.labels, old == held_back.labels
     better = float(weight[local & right & ~was].sum())

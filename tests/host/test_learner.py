@@ -227,6 +227,16 @@ def test_acceptance():
     assert learner.accept(np.zeros(20, int), knows, more).why.startswith("forgets")
 
 
+def test_guesses_do_not_defend_what_made_them():
+    """Forty guesses agree with what is in force, as guesses do; twelve judgements do not."""
+    guesses = evidence(np.zeros((40, 64), np.int8), [0] * 40, 1.0, confirmed=False)
+    judged = evidence(np.zeros((12, 64), np.int8), [1] * 12, 4.0)
+    old, new = np.zeros(52, int), np.ones(52, int)
+    assert learner.accept(new, old, heads.join(guesses, judged)).accepted
+    # Without judgements nothing speaks for the new one.
+    assert not learner.accept(new[:40], old[:40], guesses).accepted
+
+
 def test_a_candidate_is_not_judged_by_what_it_has_learnt():
     """Labels that mean nothing cannot be learnt; judged on its own rows a head would seem to."""
     rng = np.random.default_rng(2)
