@@ -1,4 +1,4 @@
-"""`edge-gateway init`, `tls`: what makes a gateway, before anything runs."""
+"""`edge-gateway init`, `tls`, `install`, `mosquitto`: what makes a gateway and its services."""
 
 import argparse
 import json
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.errors import ConfigError
-from gateway import ca, setup
+from gateway import ca, install, mosquitto_run, setup
 from gateway.config import DEVICES, Domains, GatewayConfig
 
 
@@ -99,6 +99,26 @@ def do_tls(options: argparse.Namespace) -> int:
     return _show(options, found, text)
 
 
+def do_install(options: argparse.Namespace) -> int:
+    folder = options.dir.absolute()
+    if options.dry_run:
+        for path, text in install.files(install.facts(folder, options.root)).items():
+            print(f"# {options.root / path}\n{text}")
+        return 0
+    services = install.install(
+        folder, options.agent, options.root, not options.no_start, not options.agents_only
+    )
+    return _show(
+        options,
+        {"folder": str(folder), "services": services},
+        "\n".join(f"enabled {name}" for name in services),
+    )
+
+
+def do_mosquitto(options: argparse.Namespace) -> int:
+    return mosquitto_run.serve(GatewayConfig(options.dir))
+
+
 def now_ms() -> int:
     return int(time.time() * 1000)
 
@@ -140,6 +160,19 @@ def add_setup_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     sub.add_argument("--device-port", type=int, default=0, help="for devices (default 8883)")
     sub.add_argument("--claim-port", type=int, default=0, help="for their codes (default 8884)")
     own_files(sub, "trust this authority, do not make one")
+
+    command("mosquitto", do_mosquitto, "run mosquitto with this gateway's files, count refusals")
+
+    sub = command("install", do_install, "systemd units, users and folders; needs root")
+    sub.add_argument(
+        "--agent", action="append", default=[], metavar="NAME", help="and an agent of that name"
+    )
+    sub.add_argument("--agents-only", action="store_true", help="no gateway on this machine")
+    sub.add_argument("--no-start", action="store_true", help="enable only")
+    sub.add_argument(
+        "--root", type=Path, default=Path("/"), metavar="DIR", help="of an image, not this system"
+    )
+    sub.add_argument("--dry-run", action="store_true", help="print the files, change nothing")
 
     sub = command("tls", do_tls, "show, make or renew the certificate that devices see")
     how = sub.add_mutually_exclusive_group()

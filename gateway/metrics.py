@@ -19,6 +19,8 @@ NAMES = {
     "commits": "transactions on disk",
     "commit_failures": "transactions that failed; nothing of them was acknowledged",
     "connects": "connections to the broker",
+    "broker_failures": "attempts to reach the broker that failed",
+    "broker_untrusted": "brokers refused for their certificate",
     "acks": "acknowledgements sent to devices",
 }
 
@@ -29,6 +31,7 @@ class Counters:
     def __init__(self) -> None:
         self.counts: dict[str, int] = dict.fromkeys(NAMES, 0)
         self.gauges: dict[str, float] = {}
+        self.notes: dict[str, str] = {}  # what is wrong now, in words
         self.started = time.time()
 
     def add(self, counts: Mapping[str, int]) -> None:
@@ -42,6 +45,7 @@ class Counters:
             "uptime_s": round(time.time() - self.started, 1),
             "counts": dict(sorted(self.counts.items())),
             "gauges": dict(sorted(self.gauges.items())),
+            "notes": dict(sorted(self.notes.items())),
         }
 
     def prometheus(self) -> str:

@@ -54,6 +54,15 @@ def running(config: GatewayConfig) -> dict[str, Any]:
     return dict(found)
 
 
+def broker_refusals(config: GatewayConfig) -> "dict[str, Any] | None":
+    """What `edge-gateway mosquitto` counted; None when it never ran here."""
+    try:
+        found = json.loads((config.folder / "broker.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return dict(found)
+
+
 def devices(config: GatewayConfig, store: Store, registry: Registry) -> list[dict[str, Any]]:
     """One entry a device: identity, keys, what is held, what it said last."""
     news = running(config)
@@ -136,6 +145,7 @@ def status(config: GatewayConfig, store: Store, registry: Registry) -> dict[str,
         "duplicates": sum(d["duplicates"] for d in known),
         "lost_by_restore": sum(d["lost_by_restore"] for d in known),
         "rejected": store.rejected_counts(),
+        "broker": broker_refusals(config),
         "rejected_samples": store.rejected_samples(),
         "domains": sorted(
             f"{d.name} {d.id.hex()} version {d.version}" for d in Domains(config.domains).values()

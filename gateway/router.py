@@ -28,6 +28,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from edge_agent.cpython.notify import Notifier
 from edge_agent.cpython.signer import HostCrypto
 from edge_agent.errors import ConfigError, StoreError
 from edge_agent.version import __version__
@@ -206,10 +207,15 @@ class Router:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
+        notifier = Notifier()
+        beats = loop.create_task(notifier.beats())
         try:
             await self.start()
+            notifier.ready()
             await stop.wait()
         finally:
+            notifier.stopping()
+            beats.cancel()
             await self.stop()
 
     async def _forever(self, turn: Callable[[], Awaitable[None]]) -> None:

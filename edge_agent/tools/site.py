@@ -16,6 +16,7 @@ from edge_agent.agent import Agent
 from edge_agent.config import Config
 from edge_agent.cpython.board import linux_board
 from edge_agent.cpython.model_litert import load_model
+from edge_agent.cpython.notify import Notifier
 from edge_agent.cpython.signer import HostCrypto
 from edge_agent.domain import Domain
 from edge_agent.errors import ConfigError, RemoteError
@@ -220,10 +221,14 @@ async def run(
             await stop.wait()
         agent.stop()
 
-    helpers = [asyncio.create_task(take_tickets()), asyncio.create_task(stop_when_told())]
+    notifier = Notifier()
+    chores = (take_tickets(), stop_when_told(), notifier.beats())
+    helpers = [asyncio.create_task(chore) for chore in chores]
+    notifier.ready()
     try:
         await agent.run(drain=until_delivered)
     finally:
+        notifier.stopping()
         for helper in helpers:
             helper.cancel()
         board.store.close()
