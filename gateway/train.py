@@ -1,4 +1,4 @@
-"""Training a codebook: `edge-gateway domain train`, `domain show`.
+"""Training a codebook: `edge-gateway domain train`, `domain show`; `init` is in domain_file.py.
 
 Input are vectors that may be public or whose owners agreed; a few thousand are enough, 5,000
 or more are good. They never leave this process: the codebook holds averages only.
@@ -19,7 +19,6 @@ one thread.
 
 import argparse
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,14 @@ from gateway.codebook import (
     squared,
     to_radius,
 )
-from gateway.files import read_private
+from gateway.domain_file import (
+    add_init_command,
+    load_domain,
+    load_owner,
+    read_file,
+    show,
+    show_domain,
+)
 from gateway.sketch import (
     DECODER_BYTES,
     INT4,
@@ -294,25 +300,6 @@ def load_vectors(paths: "list[Path]") -> Int8:
     return np.concatenate(parts)
 
 
-def _read(path: Path, what: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(error.strerror or str(error), str(path), f"Name a {what} file")
-
-
-def load_domain(path: Path) -> Domain:
-    return Domain.load(_read(path, "domain"), HostCrypto())
-
-
-def load_owner(path: Path) -> bytes:
-    """The 32-byte seed of a file of 64 hex digits, mode 0600."""
-    text = read_private(path).decode("ascii", "replace").strip()
-    if len(text) != 64 or text.strip("0123456789abcdef"):
-        raise ConfigError("is not 64 hex digits", str(path), "Name the domain owner's key")
-    return bytes.fromhex(text)
-
-
 def describe(codebook: Codebook) -> "dict[str, Any]":
     return {
         "codebook": codebook.id.hex(),
@@ -331,12 +318,6 @@ def describe(codebook: Codebook) -> "dict[str, Any]":
     }
 
 
-def _show(options: argparse.Namespace, found: "dict[str, Any]") -> int:
-    lines = [f"{name:12} {value}" for name, value in found.items()]
-    print(json.dumps(found, indent=1) if options.json else "\n".join(lines))
-    return 0
-
-
 def do_train(options: argparse.Namespace) -> int:
     domain = load_domain(options.domain)
     key = load_owner(options.key)
@@ -348,34 +329,24 @@ def do_train(options: argparse.Namespace) -> int:
         options.out.write_bytes(data)
     except OSError as error:
         raise LocalError(str(error), str(options.out), "Check the folder")
-    return _show(options, describe(Codebook.load(data, HostCrypto(), domain)))
+    return show(options, describe(Codebook.load(data, HostCrypto(), domain)))
 
 
 def do_show(options: argparse.Namespace) -> int:
     """A domain, or a codebook, checked against a domain if one is named."""
     domain = load_domain(options.domain)
-    found: dict[str, Any] = {
-        "name": domain.name,
-        "domain": domain.id.hex(),
-        "version": domain.version,
-        "owner": domain.owner.hex(),
-        "similarity": domain.similarity,
-        "labels": list(domain.labels),
-        "tags": list(domain.tags),
-        "actions": list(domain.actions),
-        "results": list(domain.results),
-    }
-    if options.codebook is not None:
-        data = _read(options.codebook, "codebook")
-        found = describe(Codebook.load(data, HostCrypto(), domain))
-    return _show(options, found)
+    if options.codebook is None:
+        return show_domain(options, domain, {})
+    data = read_file(options.codebook, "codebook")
+    return show(options, describe(Codebook.load(data, HostCrypto(), domain)))
 
 
 def add_domain_commands(commands: Any) -> None:
-    """Hang `domain train` and `domain show` into the subparsers of `edge-gateway`."""
-    text = "train and show what makes outcomes of different sites comparable"
+    """Hang `domain init`, `train` and `show` into the subparsers of `edge-gateway`."""
+    text = "make and show what makes outcomes of different sites comparable"
     group = commands.add_parser("domain", help=text, description=text)
     inner = group.add_subparsers(dest="domain_command", required=True, metavar="COMMAND")
+    add_init_command(inner)
 
     text = "make a signed codebook out of vectors that may be used for it"
     sub = inner.add_parser("train", help=text, description=text)

@@ -29,8 +29,9 @@ from edge_agent.cpython.signer import HostCrypto
 from edge_agent.domain import Domain
 from edge_agent.errors import EdgeError
 from gateway.codebook import Codebook
+from gateway.domain_file import load_owner
 from gateway.sketch import KINDS
-from gateway.train import load_owner, train
+from gateway.train import train
 from models import watch_data
 from models.watch_data import Recording
 from models.windows import HOP, augmented, stats8, to_int8
