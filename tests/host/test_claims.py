@@ -121,7 +121,6 @@ def test_slips_of_the_finger_are_seen():
 
 
 def test_a_qr_code_holds_it():
-    pytest.importorskip("segno")
     drawn = picture(ClaimCode("pi.local", 8884, SECRET, b"p" * 16)).splitlines()
     assert 15 <= len(drawn) <= 40
     assert max(map(len, drawn)) < 120
