@@ -26,6 +26,7 @@ from edge_agent.effects import (
     Handle,
     Infer,
     JournalFacts,
+    Keep,
     Mint,
     Persist,
     Publish,
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from edge_agent.interfaces import Board, Model
 
 SETTINGS = "settings"
+MAIL, MAIL_MAX = "mail", 16384
 SENSOR_RETRY_S = (1, 60)
 STOP_S = 10
 
@@ -117,6 +119,9 @@ class Agent:
         salt = board.entropy.bytes(4) if config.encrypt else b"\x00\x00\x00\x00"
         keys = frame.DeviceKeys(board.crypto, config.agent, config.key, config.generation, salt)
         self.egress = Egress(board.store, keys)
+        self._mail: TwoSlot | None = None
+        if config.peers is not None:
+            self._mail = TwoSlot(board.store, MAIL, MAIL_MAX)
         self.core = AgentCore(
             config,
             domain,
@@ -126,6 +131,7 @@ class Agent:
             board.model.model_id,
             __version__[:16],
             ledger=on_committed is not None,
+            kept=None if self._mail is None else self._mail.load(),
         )
         self._todo: list[Any] = []
         self._performing = False
@@ -467,6 +473,9 @@ class Agent:
             return True, facts_of(journal)
         if kind is Persist:
             self._persist(effect)
+            return True, None
+        if kind is Keep and self._mail is not None:
+            self._mail.save(effect.data)
             return True, None
         if kind is Publish:
             self._outgoing.append(effect)

@@ -29,6 +29,10 @@ write. Unknown fields are errors: a misspelt limit must not be silently ignored.
     encrypt, small  booleans, default false
     pad             0 or the constant size of outcome frames: 300..512, or 222 with small
     unsure_below    0..255: lower confidence adds the tag "unsure"
+    peers           {neighbours 16, rows 16, depth 3, ttl_h 720}; without it no mail is taken.
+                    neighbours: outcomes of others kept, 0..23.  rows: labels that a head may
+                    have, 1..64.  depth: neighbours with more synthesis behind them do not
+                    count.  ttl_h: hours until a neighbour has expired
 
 A file that holds a key must be readable by its owner only (mode 0600).
 """
@@ -135,6 +139,7 @@ class Config:
     reserve: "tuple[int, ...]"
     priorities: "dict[str, int]"
     coalesce: "list[str]"
+    peers: "dict[str, int] | None"
 
     def __init__(self, fields: "dict[str, Any]") -> None:
         from edge_agent.config_fields import fill

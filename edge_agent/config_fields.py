@@ -33,7 +33,16 @@ _TOP = [
     "small",
     "pad",
     "unsure_below",
+    "peers",
 ]
+
+
+_PEERS = (
+    ("neighbours", 0, 23, 16),
+    ("rows", 1, 64, 16),
+    ("depth", 0, 254, 3),
+    ("ttl_h", 1, 32767, 720),
+)
 
 
 def fill(config: "Config", broker: "type[Broker]", fields: "dict[str, Any]") -> None:
@@ -124,6 +133,13 @@ def _read_records(config: "Config", fields: "dict[str, Any]") -> None:
     if 0 < config.pad < 300 and not (config.small and config.pad == 222):
         raise bad("pad", config.pad, "0, 300..512, or 222 together with small")
     config.unsure_below = _int(fields, "unsure_below", "", 0, 255, 0)
+    config.peers = None
+    if "peers" in fields:
+        peers = _section(fields, "peers")
+        _known(peers, [name for name, _, _, _ in _PEERS], "peers")
+        config.peers = {}
+        for name, low, high, default in _PEERS:
+            config.peers[name] = _int(peers, name, "peers", low, high, default)
 
 
 def _check_root(root: str) -> None:

@@ -15,7 +15,8 @@ wait until it is there; what is unsynced is synced first, under the old id.
 Messages from the gateway are opened and their counter compared before anything else:
 a counter not above the highest seen is stale. box and cfg are acted on after Persist
 returned, so a power cut cannot make an old one new again; the counter of an ack is saved
-with the journal's state only, because an old ack fails on its nonce.
+with the journal's state only, because an old ack fails on its nonce. Boxes with a number go to
+mail.py, where the settings ask for it (`peers`); only then is it imported.
 """
 
 from edge_agent import frame, outcome
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from edge_agent.domain import Domain
     from edge_agent.effects import JournalFacts
     from edge_agent.interfaces import ModelOutput, Window
+    from edge_agent.mail import Mail
 
 INFER_MAX = 4  # windows under way through the model
 
@@ -44,6 +46,7 @@ class AgentCore:
     settings: config.Config; a cfg message changes it in place.  domain: domain.Domain.
     keys: frame.DeviceKeys.  facts: effects.JournalFacts of the opened journal.
     rand(n): n random bytes.  model_id: 8 bytes or None.  ledger: emit Committed effects.
+    kept: data of the last Keep.
     ConfigError when settings name labels that the domain has not.
     """
 
@@ -57,6 +60,7 @@ class AgentCore:
         model_id: "bytes | None" = None,
         version: str = "",
         ledger: bool = False,
+        kept: "bytes | None" = None,
     ) -> None:
         self.settings = settings
         self.domain = domain
@@ -74,6 +78,13 @@ class AgentCore:
         self.counter = facts.counter
         self.cfg_version = facts.cfg_version
         self.boot = facts.boot
+        self.mail: Mail | None = None
+        if settings.peers is not None:
+            from edge_agent.mail import Mail as Machine
+
+            labels = len(domain.labels)
+            self.mail = Machine(settings.peers, self.ids, kept, labels, facts.age_base_s)
+            self.counter = max(self.counter, self.mail.counter)
         self._features = Features(domain.features)
         self._priority, self._coalesce = self._tables()
         self._board_utc_offset: int | None = None  # seconds
@@ -106,6 +117,8 @@ class AgentCore:
         self.intake.stopping = True
         out = self.intake.advance(now_ms)
         self.intake.flush(out)
+        if self.mail is not None:
+            self.mail.flush(out)
         return out + self.delivery.stop(now_ms)
 
     def on_clock(self, utc_s: int, now_ms: int) -> None:
@@ -183,6 +196,8 @@ class AgentCore:
                 self._count("synced", len(refs))
                 out.extend(self.delivery.on_durable(refs, now_ms))
             return self._after_delivery(out, now_ms)
+        if self.mail is not None and self.mail.owns(effect_id):
+            return self._after_mail(self.mail.on_done(now_ms), now_ms)
         if effect_id not in self._pending:
             return []
         what, detail = self._pending.pop(effect_id)
@@ -200,6 +215,8 @@ class AgentCore:
         if self.intake.owns(effect_id):
             out, ask = self.intake.on_error(effect_id, error, now_ms)
             return out + self.delivery.resurvey(now_ms) if ask else out
+        if self.mail is not None and self.mail.owns(effect_id):
+            return self.mail.on_error(error, now_ms)
         if effect_id not in self._pending:
             return out
         what, detail = self._pending.pop(effect_id)
@@ -239,11 +256,19 @@ class AgentCore:
         if message.counter <= self.counter:
             self._note(out, "warning", "stale-" + kind, {"counter": message.counter})
             return out
+        mailed = self.mail is not None and kind == "box" and message.number
+        if mailed and not self.delivery.gateway.any_answer():
+            # After a format the counter is 0: until an ack has raised it, any box looks new.
+            self._note(out, "warning", "early-box", {"counter": message.counter})
+            return out
         before, self.counter = self.counter, message.counter
-        if kind == "ack":
+        if kind == "ack" or mailed:
             out.append(
                 Persist(self._new("persist", (None, before)), self.counter, None, None, True)
             )
+            if self.mail is not None and mailed:
+                self.delivery.link.active_ms = now_ms
+                return self._after_mail(out + self.mail.on_box(message, now_ms), now_ms)
             out.extend(self.delivery.on_ack(message, now_ms))
             return self._after_delivery(out, now_ms)
         version = settings = None
@@ -270,6 +295,8 @@ class AgentCore:
             self._note(out, "error", "sensor-stalled", {"silent_ms": silent_ms})
         out.extend(self.intake.on_tick(now_ms))
         out.extend(self.delivery.on_tick(now_ms))
+        if self.mail is not None:
+            out = self._after_mail(out + self.mail.on_tick(now_ms), now_ms)
         return self._after_delivery(out, now_ms)
 
     def next_wake(self) -> "int | None":
@@ -278,6 +305,8 @@ class AgentCore:
         wake = self.delivery.next_wake()
         if wake is not None:
             times.append(wake)
+        if self.mail is not None:
+            times += self.mail.wakes()
         if self.settings.stall_s and self._seen_ms >= 0 and not self._stalled:
             times.append(self._seen_ms + 1000 * self.settings.stall_s)
         return min(times) if times else None
@@ -288,11 +317,14 @@ class AgentCore:
             return False
         if any(p[0] == "infer" for p in self._pending.values()):
             return False
+        if self.mail is not None and self.mail.busy():
+            return False
         return self.delivery.drained()
 
     def status(self) -> "dict[str, Any]":
         """What the command line shows: plain values only."""
-        return {
+        mail = {} if self.mail is None else {"mail": self.mail.status(self._model_id)}
+        status = {
             "agent": self.settings.agent.hex(),
             "journal": self.intake.journal.hex(),
             "boot": self.boot,
@@ -310,15 +342,23 @@ class AgentCore:
             "boxes": dict(self.boxes),
             "delivery": self.delivery.status(),
         }
+        status.update(mail)
+        return status
 
     # -- outcome to journal ------------------------------------------------------------
 
     def _inferred(self, output: "ModelOutput", detail: "Any", now_ms: int) -> "list[Any]":
         tags, key, at_ms, utc_s = detail
         out: list[Any] = []
+        mail = self.mail
         try:
             said = outcome.distil(
-                output, self.domain, self._model_id, tags, self.settings.unsure_below
+                output,
+                self.domain,
+                self._model_id,
+                tags,
+                self.settings.unsure_below,
+                None if mail is None else lambda s, v: mail.decide(s, v, self._model_id, now_ms),
             )
         except EdgeError as error:
             self._note(out, "error", "model-error", {"error": str(error)})
@@ -379,8 +419,18 @@ class AgentCore:
         out.append(Handle(self.ids.next(), message.type, message.body))
         return out
 
+    def _after_mail(self, out: "list[Any]", now_ms: int) -> "list[Any]":
+        """Say hello where mail asks for it; with the link down it is said anyway later."""
+        if self.mail is not None and self.mail.ask:
+            self.mail.ask = False
+            out.extend(self.delivery.resurvey(now_ms))
+        return out
+
     def _hello(self, facts: "JournalFacts", held: "Any", nonce: bytes, now_ms: int) -> bytes:
         journal, floor, next_seq = held
+        head = taken = None
+        if self.mail is not None:
+            head, taken = self.mail.report(self._model_id)
         generation = self._keys.generation if facts.generation is None else facts.generation
         message = frame.Hello(
             journal,
@@ -398,8 +448,8 @@ class AgentCore:
             self._model_id,
             self._version,
             self.cfg_version,
-            None,
-            None,
+            head,
+            taken,
         )
         return frame.seal(self._keys, message)
 

@@ -16,6 +16,7 @@ that comes late is recognised and ignored.
     Quarantine   None                          journal.quarantine
     Mint         JournalFacts                  gives the journal a new id
     Persist      None                          stores the down counter, settings
+    Keep         None                          stores what the mailbox brought, old or new
     Publish      None, when acknowledged       link.publish; a payload of None means: read `ref`
     Connect      core.on_link                  link.connect
     Disconnect   core.on_link(False)           link.disconnect
@@ -48,6 +49,9 @@ Mint = namedtuple("Mint", ("id",))
 # counter: highest down counter seen.  version, settings: of a cfg message, else None.
 # lazy: may wait for the next time the journal's state is saved anyway.
 Persist = namedtuple("Persist", ("id", "counter", "version", "settings", "lazy"))
+
+# data: mail.Mail.state().
+Keep = namedtuple("Keep", ("id", "data"))
 
 # kind: "outcome", "hello" or "state".  Exactly one of payload and ref is set.
 Publish = namedtuple("Publish", ("id", "kind", "topic", "payload", "ref", "qos", "retain"))

@@ -10,7 +10,7 @@ from edge_agent.interfaces import ModelOutput
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Sequence
+    from typing import Any, Callable, Sequence
 
 TAGS_MAX = 4
 PARENTS_MAX = 2
@@ -118,6 +118,7 @@ def distil(
     model_id: "bytes | None",
     tags: "Sequence[int]" = (),
     unsure_below: int = 0,
+    advise: "Callable[[bytes, bytes], Any] | None" = None,
 ) -> Outcome:
     """What a model's output means in a domain.
 
@@ -125,6 +126,9 @@ def distil(
     score is the confidence. Tags are sorted and unique; when the confidence is below
     `unsure_below` and the domain has a tag "unsure", it is added and the highest of
     five tags gives way. ModelError when the output does not belong to the domain.
+
+    advise(scores, vector): what a head and neighbours make of it (mail.Advice), or None. Then
+    label and confidence are theirs, and the model's own go into `alone`.
     """
     scores = output.scores
     if not 0 < len(scores) <= len(domain.labels):
@@ -147,6 +151,15 @@ def distil(
         if scores[i] > best:
             best = scores[i]
             label = i
+    vector = domain.vector(output.embedding, output.zero_point)
+    advice = None if advise is None else advise(scores, vector)
+    alone = None
+    parents: Sequence[bytes] = ()
+    depth = 0
+    head = None
+    if advice is not None:
+        alone = (label, best)
+        label, best, parents, depth, head = advice
     given = sorted(set(tags))
     if given and not 0 <= given[0] <= given[-1] < len(domain.tags):
         raise ModelError("tag %d is not in the domain" % given[-1], domain.name)
@@ -155,9 +168,13 @@ def distil(
         if unsure not in given:
             given = sorted(given[: TAGS_MAX - 1] + [unsure])
     return Outcome(
-        domain.vector(output.embedding, output.zero_point),
+        vector,
         label,
         best,
         given[:TAGS_MAX],
+        parents=parents,
+        depth=depth,
+        head=head,
         model=model_id,
+        alone=alone,
     )

@@ -15,10 +15,14 @@ _ERASED = 0xFFFFFFFF
 
 
 class TwoSlot:
-    """`name`0 and `name`1 in a Store. `load` once, then `save` as often as needed."""
+    """`name`0 and `name`1 in a Store. `load` once, then `save` as often as needed.
 
-    def __init__(self, store: Store, name: str) -> None:
+    most: bytes of content; longer ones would not be read again.
+    """
+
+    def __init__(self, store: Store, name: str, most: int = MAX_BYTES) -> None:
         self._store = store
+        self._most = most
         self._name = name
         self._number = 0
 
@@ -27,9 +31,10 @@ class TwoSlot:
         best = None
         for slot in (self._name + "0", self._name + "1"):
             try:
-                if self._store.size(slot) < 8:
+                size = self._store.size(slot)
+                if size < 8:
                     continue
-                raw = self._store.read(slot, 0, MAX_BYTES + 8)
+                raw = self._store.read(slot, 0, min(size, self._most + 8))
             except StoreError:
                 continue
             number = int.from_bytes(raw[:4], "big")

@@ -69,8 +69,10 @@ PUBLIC = (
     "mpy_port.tflite.classifier",
     "mpy_port.tflite.interpreter",
 )
-# What mpy_port/unload.py lets go of again.
+# What is imported late: only where it is asked for, or so that mpy_port/unload.py can let go
+# of it again.
 LATE = {
+    "edge_agent.post": ["edge_agent.mail", "edge_agent.head", "edge_agent.synthesis"],
     "mpy_port.tflite.loading": ["mpy_port.tflite.loading", "mpy_port.tflite.outputs"],
 }
 # The program of a field board: what main.py there imports.

@@ -17,6 +17,7 @@ from edge_agent.domain import Domain, Features, VectorSpace
 from edge_agent.errors import EdgeError, StoreError
 from edge_agent.interfaces import Entropy, ModelOutput, Store, Window
 from edge_agent.journal import Journal
+from edge_agent.twoslot import TwoSlot
 
 CRYPTO = make_crypto()
 AGENT = b"\x01\x02\x03\x04\x05\x06\x07\x08"
@@ -188,6 +189,7 @@ class Rig:
         self.domain = make_domain()
         self.journal = Journal.open(self.store, self.rand, segment_bytes=4096)
         keys = frame.DeviceKeys(CRYPTO, self.config.agent, self.config.key, 0)
+        self.mail = TwoSlot(self.store, "mail", 16384)
         self.core = AgentCore(
             self.config,
             self.domain,
@@ -197,6 +199,7 @@ class Rig:
             b"modelid1",
             "0.1",
             ledger,
+            None if self.config.peers is None else self.mail.load(),
         )
         self.now = now
         self.sent = []  # Publish effects not yet answered
@@ -374,6 +377,9 @@ class Rig:
                 j.cfg_version = e.version
             if not e.lazy:
                 j.save()
+            return (None,)
+        if kind is fx.Keep:
+            self.mail.save(e.data)
             return (None,)
         if kind is fx.Publish:
             self.sent.append(e)

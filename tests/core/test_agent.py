@@ -11,6 +11,7 @@ from edge_agent import agent as driver
 from edge_agent import backoff, frame
 from edge_agent.agent import Agent
 from edge_agent.errors import ConfigError, LinkError, ModelError, SensorError, StoreError
+from edge_agent.head import Row, encode_row
 from edge_agent.interfaces import Board, Clock, Link, Model, ModelOutput, Sensor, Window
 
 
@@ -313,6 +314,38 @@ class TestAgent(unittest.TestCase):
         self.assertEqual(len(said), 20)
         self.assertEqual(sorted(set(said)), [(b"modelid1", 1), (b"modelid2", 0)])
         self.assertEqual(said, sorted(said))
+
+    def test_mail_outlives_a_boot(self):
+        """Rows through the link, two slots in the store, hellos that say so, the next boot."""
+        rows = [
+            encode_row(Row(5, b"", i, 3, bytes(64), 1000 if i == 2 else 0, 1 << 10, 10))
+            for i in range(3)
+        ]
+        more = {"peers": {}, "sensor": {"kind": "x", "stall_s": 0}}
+        w = World([0.1] + KEYS[:3] + [0.9] + KEYS[3:6], config=make_config(**more))
+
+        async def work():
+            running = asyncio.create_task(w.agent.run(True))
+            while not w.agent.core.delivery.gateway.any_answer():
+                await asyncio.sleep(0.01)
+            for number in (1, 2, 2, 3):
+                body = rows[number - 1]
+                w.link.inbox.append((w.config.topic("box"), w.gateway.box(1, body, number)))
+            w.link.news.set()
+            await asyncio.wait_for(running, 15)
+
+        asyncio.run(work())
+        hello = w.gateway.hellos[-1]
+        self.assertEqual((hello.taken, hello.head), (3, 5))
+        self.assertEqual(w.agent.status()["mail"]["counters"]["duplicates"], 1)
+        self.assertIn("head-applied", w.names())
+        opened = [frame.open_frame(data, w.gateway.ring, frame.UP) for _, _, data in w.ledger]
+        said = [(o.message.outcome.head, o.message.outcome.label) for o in opened]
+        self.assertEqual(said[-1], (5, 2))
+        again = World(KEYS[:1], w.store, config=make_config(**more))
+        again.run()
+        hello = again.gateway.hellos[0]
+        self.assertEqual((hello.taken, hello.head), (3, 5))
 
     def test_settings_outlive_a_boot(self):
         w = World([0.1])

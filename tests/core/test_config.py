@@ -32,6 +32,9 @@ class TestConfig(unittest.TestCase):
         self.assertEqual(c.topic("up"), "qis/1/0102030405060708/up")
         self.assertEqual((c.broker.host, c.broker.port), ("localhost", 1883))
         self.assertIsNone(c.broker.tls)
+        self.assertIsNone(c.peers)
+        known = {"neighbours": 16, "rows": 16, "depth": 3, "ttl_h": 720}
+        self.assertEqual(made(peers={}).peers, known)
 
     def test_every_error_names_field_value_and_what_to_write(self):
         cases = (
@@ -58,6 +61,11 @@ class TestConfig(unittest.TestCase):
             ("pad", "513", {"pad": 513}),
             ("pad", "222", {"pad": 222}),
             ("unsure_below", "256", {"unsure_below": 256}),
+            ("peers", "True", {"peers": True}),
+            ("peers.neighbours", "24", {"peers": {"neighbours": 24}}),
+            ("peers.rows", "65", {"peers": {"rows": 65}}),
+            ("peers.depth", "-1", {"peers": {"depth": -1}}),
+            ("peers.ttl_h", "0", {"peers": {"ttl_h": 0}}),
             ("sensor.stall_s", "-1", {"sensor": {"kind": "x", "stall_s": -1}}),
         )
         for field, value, fields in cases:
@@ -73,6 +81,7 @@ class TestConfig(unittest.TestCase):
             ("broker.tls.pin", {"broker": {"tls": {"pin": "x"}}}),
             ("journal.size", {"journal": {"size": 1}}),
             ("delivery.pace", {"delivery": {"pace": 1}}),
+            ("peers.rings", {"peers": {"rings": 1}}),
         ):
             error = refused(**fields)
             self.assertEqual(error.where, where)

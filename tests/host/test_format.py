@@ -7,6 +7,7 @@ import hashlib
 import subprocess
 import sys
 from fractions import Fraction
+from math import isqrt
 from pathlib import Path
 
 import cbor2
@@ -111,6 +112,34 @@ def test_heads_by_numpy():
             e = np.exp((np.array(logits, float) - max(logits)) / 256)
             scores = np.frombuffer(bytes.fromhex(said["scores"]), np.uint8)
             assert np.abs(255 * e / e.sum() - scores).max() < 1
+
+
+def test_votes_by_fractions():
+    """SPEC.md's rule again, with exact roots and no tables."""
+    for case in golden.load("mail")["votes"]:
+        those = [cbor2.loads(bytes.fromhex(body)) for body in case["neighbours"]]
+        for said in case["said"]:
+            u = np.frombuffer(bytes.fromhex(said["vector"]), np.int8).astype(int)
+            scores = list(bytes.fromhex(said["scores"]))
+            found = []
+            for name, vector, label, weight, _, depth in those:
+                v = np.frombuffer(vector, np.int8).astype(int)
+                lengths = isqrt(256 * int(v @ v)) * isqrt(256 * int(u @ u))
+                c = int(u @ v) * 65536 // lengths
+                e = weight * min(256, max(0, c - 176) ** 2 // 25)
+                if e and depth <= 3:
+                    found.append((-e, name, label, depth))
+            found = sorted(found)[:2]
+            support = [768 * s for s in scores]
+            for e, _, label, _ in found:
+                support[label] -= 4 * e
+            label = support.index(max(support))
+            surest = max([scores[label]] + [-e >> 8 for e, _, at, _ in found if at == label])
+            share = 255 * support[label] // sum(support) if found else 255
+            assert said["label"] == label
+            assert said["confidence"] == min(share, surest)
+            assert said["parents"] == [name.hex() for _, name, _, _ in found]
+            assert said["depth"] == max([depth + 1 for *_, depth in found], default=0)
 
 
 def test_what_cddl_refuses_we_refuse():

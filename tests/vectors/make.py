@@ -24,7 +24,7 @@ from edge_agent.head import Head, Row, encode_row  # noqa: E402
 from edge_agent.interfaces import ModelOutput  # noqa: E402
 from edge_agent.mail import CLEAR_HEAD, encode_clear  # noqa: E402
 from edge_agent.outcome import Outcome, distil, feedback  # noqa: E402
-from edge_agent.synthesis import Neighbour, encode_neighbour  # noqa: E402
+from edge_agent.synthesis import MOST, Neighbour, Neighbours, encode_neighbour, vote  # noqa: E402
 
 CRYPTO = HostCrypto()
 SOURCE = "made by tests/vectors/make.py"
@@ -467,7 +467,50 @@ def mail() -> "dict[str, object]":
                 ],
             }
         )
-    return {"source": SOURCE, "bodies": bodies(), "heads": heads}
+    return {"source": SOURCE, "bodies": bodies(), "heads": heads, "votes": votes()}
+
+
+def votes() -> "list[dict[str, object]]":
+    """Neighbours around a situation, each further away than the one before, and votes."""
+    made = []
+    for case in range(4):
+        middle = small_domain().vector(some_bytes("situation %d" % case, 64), 0)
+        table = Neighbours(MOST)
+        bodies = []
+        for i in range(8):
+            off = some_bytes("off %d %d" % (case, i), 64)
+            vector = bytes(
+                max(-127, min(127, signed(m) + signed(d) * i * case // 16)) & 255
+                for m, d in zip(middle, off, strict=True)
+            )
+            about = some_bytes("about %d %d" % (case, i), 2)
+            near = Neighbour(
+                some_bytes("neighbour %d %d" % (case, i), 16), vector, about[0] % 5, about[1],
+                i % 4, i % 4,
+            )  # fmt: skip
+            table.add(near, 0)
+            bodies.append(encode_neighbour(near).hex())
+        said = []
+        for i in range(5):
+            vector = middle if i == 0 else some_bytes("asked %d %d" % (case, i), 16) + middle[16:]
+            scores = some_bytes("scores %d %d" % (case, i), 5)
+            found = vote(vector, scores, table)
+            said.append(
+                {
+                    "vector": vector.hex(),
+                    "scores": scores.hex(),
+                    "label": found.label,
+                    "confidence": found.confidence,
+                    "parents": [parent.hex() for parent in found.parents],
+                    "depth": found.depth,
+                }
+            )
+        made.append({"neighbours": bodies, "said": said})
+    return made
+
+
+def signed(byte: int) -> int:
+    return byte - 256 if byte > 127 else byte
 
 
 def main() -> int:
