@@ -291,7 +291,7 @@ def test_infer_and_tier_on_the_command_line(batch, tmp_path):
 # ---- same bits everywhere
 
 
-def device_frames(micropython, folder, samples, rows, keys, seal=SEAL, tier=None, unsure=0):
+def device_frames(micropython, folder, samples, rows, keys, seal=SEAL, tier=None, unsure=0, **more):
     """What upy_outcomes.py prints: (first line, [(features, scores, embedding, frame)])."""
     (folder / "samples.bin").write_bytes(b"".join(s.tobytes() for s in samples))
     job = {
@@ -305,6 +305,7 @@ def device_frames(micropython, folder, samples, rows, keys, seal=SEAL, tier=None
         "unsure_below": unsure,
         "tier": tier,
         "rows": rows,
+        **more,
     }
     (folder / "job.json").write_text(json.dumps(job))
     done = subprocess.run(

@@ -1,0 +1,165 @@
+"""Mail on devices: the same bits on every interpreter, and nothing where nobody asked for it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tflite_kit as kit
+import toolchain
+from test_own_runtime import (
+    AGENT,
+    KEY,
+    MICROPYTHON,
+    SEAL,
+    UNSURE_BELOW,
+    device_frames,
+    some_rows,
+)
+
+from edge_agent import frame as frames
+from edge_agent.cpython.model_litert import load_model
+from edge_agent.cpython.signer import HostCrypto
+from edge_agent.effects import Ids
+from edge_agent.features import Features
+from edge_agent.mail import CLEAR, CLEAR_HEAD, NEIGHBOUR, ROW, Mail, encode_clear
+from edge_agent.outcome import distil
+from edge_agent.synthesis import Neighbour, encode_neighbour
+from gateway import heads
+from tests.zoo import shipped
+
+ROOT = Path(__file__).resolve().parents[2]
+PEERS = {"neighbours": 16, "rows": 16, "depth": 3, "ttl_h": 720}
+KEYS = frames.DeviceKeys(HostCrypto(), AGENT, KEY, 3)
+
+
+@pytest.fixture(scope="module")
+def domain():
+    return shipped.domain()
+
+
+@pytest.fixture(params=list(MICROPYTHON))
+def micropython(request):
+    return toolchain.need(MICROPYTHON[request.param])
+
+
+class Host:
+    """What a device does with windows and boxes, on this interpreter."""
+
+    def __init__(self, domain):
+        self.domain = domain
+        self.model = load_model(kit.MLP, "own", domain)
+        self.features = Features(domain.features)
+        self.mail = self.start(None)
+
+    def start(self, data):
+        return Mail(PEERS, Ids(), data, len(self.domain.labels))
+
+    def take(self, number, kind, body):
+        self.mail.on_box(frames.Box(1000 + number, kind, bytes.fromhex(body), number), 0)
+        if number % 5 == 0:
+            self.mail = self.start(self.mail.state())
+
+    def say(self, window):
+        """(features, output, outcome)"""
+        x = self.features.apply(window)
+        output = self.model.run(x)
+
+        def advise(scores, vector):
+            return self.mail.decide(scores, vector, self.model.model_id, 0)
+
+        return x, output, distil(output, self.domain, self.model.model_id, (), UNSURE_BELOW, advise)
+
+    def seal(self, row, said):
+        journal, seq, boot, uptime_ms, utc_s, _, options = row
+        record = frames.OutcomeRecord(
+            bytes.fromhex(journal), seq, boot, uptime_ms, utc_s, self.domain.id, said,
+            self.domain.fingerprint(said.vector),
+        )  # fmt: skip
+        encrypt, pad, small = SEAL[options]
+        return frames.seal(KEYS, record, encrypt, pad, small)
+
+
+def letters(domain, outcomes):
+    """Boxes for the windows after these outcomes: two real heads, neighbours, one clear."""
+    vectors = [o.vector for o in outcomes]
+    truth = [k % len(domain.labels) for k in range(len(outcomes))]
+    boxes = []
+    for at, version, part in ((20, 1, slice(0, 10)), (60, 2, slice(0, 20))):
+        found = heads.fit(None, heads.evidence(vectors[part], truth[part]), len(domain.labels))
+        model_id = outcomes[0].model if version == 1 else b""
+        rows = heads.quantise(found, version, model_id)
+        boxes += [[at + i, ROW, body.hex()] for i, body in enumerate(rows)]
+    for i, (vector, label) in enumerate(zip(vectors, truth, strict=True)):
+        near = Neighbour(bytes([i]) * 16, vector, label, 120 + 5 * i, 2 * (i % 2), i % 5)
+        boxes.append([40 + i, NEIGHBOUR, encode_neighbour(near).hex()])
+    boxes.append([90, CLEAR, encode_clear(CLEAR_HEAD, 2).hex()])
+    return sorted(boxes)
+
+
+def test_the_same_outcomes_on_micropython(domain, micropython, tmp_path):
+    """Heads and neighbours arrive between windows: features to frames, byte for byte."""
+    samples = list(shipped.windows(14))[:110]
+    rows = [[*row[:5], [], row[6]] for row in some_rows(len(samples))]
+    host = Host(domain)
+    boxes = letters(domain, [host.say(window)[2] for window in samples[:20]])
+    host = Host(domain)
+    wanted, said = [], []
+    for k, (window, row) in enumerate(zip(samples, rows, strict=True)):
+        for number, (at, kind, body) in enumerate(boxes, 1):
+            if at == k:
+                host.take(number, kind, body)
+        x, output, outcome = host.say(window)
+        said.append(outcome)
+        wanted.append((x, output.scores, output.embedding, host.seal(row, outcome)))
+    wanted.append((host.mail.state(),))
+    _, found = device_frames(
+        micropython, tmp_path, samples, rows, (AGENT, KEY, 3), unsure=UNSURE_BELOW,
+        peers=PEERS, boxes=boxes,
+    )  # fmt: skip
+    assert found == wanted
+    assert host.mail.taken == len(boxes)
+    # What was compared is varied enough to tell.
+    assert [o.head for o in said[:26]] == [None] * 26
+    assert {o.head for o in said} == {None, 1, 2}
+    assert {len(o.parents) for o in said} >= {0, 2}
+    assert {o.depth for o in said} >= {0, 2, 4}
+    assert sum(o.alone is not None and o.alone[0] != o.label for o in said) > 10
+    assert len({o.label for o in said}) > 3
+
+
+def test_the_comparison_is_sharp(domain):
+    """One bias or one weight of a head more shows in the scores."""
+    host = Host(domain)
+    vectors = np.frombuffer(
+        b"".join(host.say(window)[2].vector for window in list(shipped.windows(40))[:30]), np.int8
+    ).reshape(-1, 64)
+    truth = np.arange(30) % 7
+    rows = heads.quantise(heads.fit(None, heads.evidence(vectors, truth), 7), 1, b"")
+    head = heads.compiled(rows)
+    before = [head.scores(v.tobytes()) for v in vectors]
+    for change in ({"bias": head.rows[0].bias + 2000}, {"multiplier": head.rows[0].multiplier + 9}):
+        head.rows[0] = head.rows[0]._replace(**change)
+        assert [head.scores(v.tobytes()) for v in vectors] != before
+
+
+IMPORTED = """
+import sys
+sys.path[:0] = [ROOT + "/tests/core", ROOT + "/tests/core/upy", ROOT]
+from rig import Rig, make_config
+r = Rig(config=make_config(**MORE))
+r.start(); r.up(); r.window()
+print([n in sys.modules for n in ("edge_agent.mail", "edge_agent.synthesis", "edge_agent.head")])
+"""
+
+
+@pytest.mark.parametrize("python", [sys.executable, Path(sys.executable).with_name("micropython")])
+def test_without_peers_nothing_more_is_imported(python):
+    for more, wanted in (({}, [False] * 3), ({"peers": {}}, [True] * 3)):
+        text = f"ROOT = {str(ROOT)!r}\nMORE = {more!r}\n" + IMPORTED
+        done = subprocess.run(
+            [python, "-c", text], capture_output=True, text=True, timeout=30, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.strip() == str(wanted)
