@@ -16,6 +16,7 @@ from edge_agent.cpython.notify import Notifier
 from edge_agent.errors import ConfigError, EdgeError, RemoteError
 from edge_agent.version import __version__
 from gateway import broker, enrol, reports
+from gateway.cli_backup import add_backup_commands
 from gateway.cli_devices import add_device_commands
 from gateway.cli_network import add_network_commands
 from gateway.cli_routing import add_routing_commands, child_router
@@ -203,12 +204,6 @@ def do_export(options: argparse.Namespace) -> int:
     )
 
 
-def do_backup(options: argparse.Namespace) -> int:
-    with opened(options.dir) as (_, store, _registry):
-        reports.backup(store, options.file)
-    return _show(options, {"backup": str(options.file)}, f"copied to {options.file}")
-
-
 # -- the parser ---------------------------------------------------------------------
 
 
@@ -255,9 +250,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, metavar="FILE", help="default: standard output")
     sub.add_argument("--frames", action="store_true", help="with the frame and its SHA-256")
 
-    sub = command("backup", do_backup, "copy the database while the gateway runs")
-    sub.add_argument("file", type=Path, metavar="FILE")
-
+    add_backup_commands(commands)
     add_routing_commands(commands)
     add_network_commands(commands)
     add_domain_commands(commands)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edge_agent.errors import StoreError
+from gateway.backup import MARK
 from gateway.config import GatewayConfig
 from gateway.keys import Registry, load_master
 from gateway.store import Store
@@ -19,6 +20,10 @@ def now_ms() -> int:
 def opened(folder: Path, owner: bool = False) -> Iterator[tuple[GatewayConfig, Store, Registry]]:
     """Configuration, database and registry of a folder. owner: this is the ingest process."""
     config = GatewayConfig(folder)
+    if (config.folder / MARK).exists():
+        raise StoreError(
+            "a restore was cut off", str(config.folder), "Run `edge-gateway restore` again"
+        )
     master = load_master(config.master)
     if not config.database.exists():
         raise StoreError(

@@ -1,4 +1,4 @@
-"""What people ask a gateway's database: devices, status, export, backup. Read-only.
+"""What people ask a gateway's database: devices, status, export. Read-only.
 
 Works beside a running gateway. Times are repaired on the way out (timebase), so an
 export made later can know better than an earlier one.
@@ -6,14 +6,12 @@ export made later can know better than an earlier one.
 
 import csv
 import json
-import sqlite3
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TextIO
 
-from edge_agent.errors import StoreError
 from edge_agent.frame import outcome_id
 from gateway.config import Domains, GatewayConfig
 from gateway.keys import Registry
@@ -210,23 +208,3 @@ def export(rows: Iterator[dict[str, Any]], out: TextIO, form: str, frames: bool)
             out.write(json.dumps(kept) + "\n")
         count += 1
     return count
-
-
-def backup(store: Store, path: Path) -> None:
-    """A whole, consistent copy of the database while the gateway runs."""
-    if path.exists():
-        raise StoreError("is there already", str(path), "Name another file", 17)
-    part = path.with_name(path.name + ".part")
-    part.unlink(missing_ok=True)
-    try:
-        part.touch(0o600)
-        copy = sqlite3.connect(part)
-        try:
-            store.db.backup(copy)
-            copy.execute("PRAGMA journal_mode=DELETE")
-        finally:
-            copy.close()
-        part.rename(path)
-    except (sqlite3.Error, OSError) as error:
-        part.unlink(missing_ok=True)
-        raise StoreError(str(error), str(path), "Check the folder and its free space")

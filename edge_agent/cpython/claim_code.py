@@ -20,7 +20,6 @@ SCHEME = "EDGE:"
 TEXT_MAX = 160
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _LOOK_ALIKE = {"O": "0", "I": "1", "L": "1"}
-_CHARACTERS = 44  # of 27 bytes
 
 
 class ClaimCode:
@@ -41,13 +40,7 @@ class ClaimCode:
 
     def text(self) -> str:
         """As people read it."""
-        raw = self.secret + self.pin + self._check()
-        number = int.from_bytes(raw, "big") << (5 * _CHARACTERS - 8 * len(raw))
-        out = []
-        for place in range(_CHARACTERS - 1, -1, -1):
-            out.append(_ALPHABET[number >> (5 * place) & 31])
-        groups = ["".join(out[i : i + 4]) for i in range(0, _CHARACTERS, 4)]
-        return self.address() + "/" + "-".join(groups)
+        return self.address() + "/" + spell(self.secret + self.pin + self._check())
 
     def qr_text(self) -> str:
         """As a QR code holds it."""
@@ -77,26 +70,39 @@ class ClaimCode:
             port = 0
         if not 0 < port < 65536 or not host:
             raise _bad("HOST:PORT is not right")
-        number = count = 0
-        for c in text[slash + 1 :].upper():
-            if c in "- ":
-                continue
-            value = _ALPHABET.find(_LOOK_ALIKE.get(c, c))
-            if value < 0:
-                raise _bad("a character that no code has")
-            number = number << 5 | value
-            count += 1
-        if count != _CHARACTERS:
-            raise _bad("%d characters, a code has %d" % (count, _CHARACTERS))
-        size = SECRET_BYTES + PIN_BYTES + 1
-        spare = 5 * _CHARACTERS - 8 * size
-        if number & ((1 << spare) - 1):
-            raise _bad("a character is wrong")
-        raw = (number >> spare).to_bytes(size, "big")
+        raw = unspell(text[slash + 1 :], SECRET_BYTES + PIN_BYTES + 1)
         code = ClaimCode(host, port, raw[:SECRET_BYTES], raw[SECRET_BYTES:-1])
         if code._check() != raw[-1:]:
             raise _bad("a character is wrong")
         return code
+
+
+def spell(raw: bytes) -> str:
+    """Bytes as groups of four characters that people can copy."""
+    count = -(-8 * len(raw) // 5)
+    number = int.from_bytes(raw, "big") << (5 * count - 8 * len(raw))
+    text = "".join(_ALPHABET[number >> (5 * place) & 31] for place in range(count - 1, -1, -1))
+    return "-".join(text[i : i + 4] for i in range(0, count, 4))
+
+
+def unspell(text: str, size: int) -> bytes:
+    """`size` bytes that somebody copied. ConfigError; it does not repeat the text."""
+    number = count = 0
+    for c in text.upper():
+        if c in "- ":
+            continue
+        value = _ALPHABET.find(_LOOK_ALIKE.get(c, c))
+        if value < 0:
+            raise _bad("a character that no code has")
+        number = number << 5 | value
+        count += 1
+    wanted = -(-8 * size // 5)
+    if count != wanted:
+        raise _bad(f"{count} characters, a code has {wanted}")
+    spare = 5 * wanted - 8 * size
+    if number & ((1 << spare) - 1):
+        raise _bad("a character is wrong")
+    return (number >> spare).to_bytes(size, "big")
 
 
 def _bad(what: str) -> ConfigError:

@@ -332,15 +332,15 @@ def test_backup_and_restore_by_the_command(tmp_path):
     folder = tmp_path / "gw"
     config = make_gateway(folder, 18830)
     gateway("-C", folder, "enrol", "pump", "--out", tmp_path / "pump.json")
-    gateway("-C", folder, "backup", tmp_path / "copy.db")
-    assert (tmp_path / "copy.db").stat().st_mode & 0o777 == 0o600
-    again = gateway("-C", folder, "backup", tmp_path / "copy.db", check=False)
+    gateway("-C", folder, "backup", tmp_path / "copy.tar")
+    assert (tmp_path / "copy.tar").stat().st_mode & 0o777 == 0o600
+    again = gateway("-C", folder, "backup", tmp_path / "copy.tar", check=False)
     assert again.returncode == 3
     for name in ("gateway.db", "gateway.db-wal", "gateway.db-shm"):
         (folder / name).unlink(missing_ok=True)
     missing = gateway("-C", folder, "devices", check=False)
     assert missing.returncode == 3 and "Restore the backup" in missing.stderr
-    (tmp_path / "copy.db").rename(folder / "gateway.db")
+    gateway("-C", folder, "restore", tmp_path / "copy.tar")
     (device,) = json.loads(gateway("-C", folder, "devices", "--json").stdout)
     assert device["name"] == "pump"
     assert json.loads(gateway("-C", folder, "status", "--json", "--check").stdout)["check"] == "ok"
