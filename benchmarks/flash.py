@@ -1,4 +1,5 @@
-"""What an outcome costs the flash of a board, by sync policy, and how long the flash lives.
+"""What an outcome costs a board: erases and bytes of flash by sync policy, how long the flash
+lives, and what a wake from deep sleep takes until the gateway has confirmed what was sensed.
 
     python benchmarks/flash.py [--quick] [--json FILE] [--check]
 
@@ -10,12 +11,20 @@ are counted by the flash itself, under real littlefs, as esp32 (RISC-V board) an
 Years of life: 2 MB of flash with blocks of 4 KiB, each good for 100,000 erases, which
 littlefs spreads evenly; one outcome a minute.
 
-Needs `make firmware`. --check exits 1 when a batch of 8 records costs more than 0.5 erases
-an outcome, or when a batch saves less than half of the erases of syncing every record.
+A wake is a whole boot: power-on, code and model from ROMFS, journal, sensing, connection,
+hello, frames, acknowledgement by the gateway (not only by the broker), deep sleep. Its
+instructions are counted by a plugin of QEMU (_count.c) from the first to the last; bytes are
+those on the line, both ways, of MQTT without TCP.
+
+Needs `make firmware` and a C compiler. --check exits 1 when a batch of 8 records costs more
+than 0.5 erases an outcome, or when a batch saves less than half of the erases of syncing every
+record.
 """
 
 import argparse
 import json
+import statistics
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -26,7 +35,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "host"), str(ROOT / "hw_tests")]
 from harness import machine  # noqa: E402
 from harness.bench import Bench  # noqa: E402
 from harness.linkbox import LinkBox  # noqa: E402
-from harness.machine import KINDS  # noqa: E402
+from harness.machine import DEEPSLEEP, KINDS  # noqa: E402
 from harness.world import World  # noqa: E402
 
 BLOCKS, CYCLES = 512, 100_000
@@ -38,6 +47,8 @@ POLICIES = {
     "batch of 32": {"batch": 32, "batch_ms": 60000},
 }
 GOAL, SAVING = 0.5, 2.0
+WAKES = {0: "nothing to tell", 1: "one outcome", 8: "eight outcomes"}
+COLUMNS = ("instructions", "bytes up", "bytes down", "flash bytes", "flash erases")
 
 
 def counted(world: World, windows: int) -> "tuple[int, int]":
@@ -65,6 +76,45 @@ def cost(kind: str, place: Path, policy: "dict[str, object]", short: int, long: 
     return {"bytes": round(programmed), "erases": round(erases, 3), "years": round(years, 1)}
 
 
+def counter(place: Path) -> Path:
+    """The plugin, built."""
+    out = place / "count.so"
+    source = Path(__file__).with_name("_count.c")
+    subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", out, source], check=True)
+    return out
+
+
+def wakes(kind: str, place: Path, rounds: int) -> "dict[str, dict[str, float]]":
+    """Medians of wakes that sense none, one and eight windows."""
+    plugin, counted = counter(place), place / "counted"
+    bench = Bench(place / "bench")
+    found: dict[str, dict[str, float]] = {}
+    with bench, LinkBox(bench.port) as box:
+        world = World(kind, place / "board", bench, box)
+        try:
+            world.commission()
+            wake(world, plugin, counted, 1)  # the one that makes the journal
+            for windows in WAKES:
+                lines = [wake(world, plugin, counted, windows) for _ in range(rounds)]
+                middle = [statistics.median(column) for column in zip(*lines, strict=True)]
+                found[WAKES[windows]] = dict(zip(COLUMNS, middle, strict=True))
+        finally:
+            world.close()
+        assert bench.count() == len(world.ledger.records) == 1 + rounds * sum(WAKES)
+    return found
+
+
+def wake(world: World, plugin: Path, counted: Path, windows: int) -> "tuple[float, ...]":
+    """Instructions, bytes up and down, bytes of flash and erases of one wake."""
+    before = dict(world.box.counts)
+    how = {"windows": windows, "first": 100 * len(world.machine.exits), "sleep_ms": 1000}
+    status = world.wake(60, plugin=f"{plugin},out={counted}", **how)
+    assert status == DEEPSLEEP and world.ledger.ends[-1] == 0, world.story()
+    up, down = (world.box.counts[w] - before.get(w, 0) for w in ("bytes up", "bytes down"))
+    _, _, programmed, erases, _ = world.ledger.of("s")[-1]
+    return int(counted.read_text()), up, down, int(programmed), int(erases)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one machine, fewer outcomes")
@@ -84,8 +134,16 @@ def main() -> int:
                 line = cost(kind, Path(place), policy, short, long)
             found.setdefault(kind, {})[name] = line
             print(f"{kind:7}{name:14}{line['erases']:10}{line['bytes']:10}{line['years']:32}")
+    print(f"\n{'':7}{'a wake that has':18}" + "".join(f"{name:>14}" for name in COLUMNS))
+    awake: dict[str, dict[str, dict[str, float]]] = {}
+    for kind in found:
+        with tempfile.TemporaryDirectory() as place:
+            awake[kind] = wakes(kind, Path(place), 1 if options.quick else 5)
+        for name, figures in awake[kind].items():
+            print(f"{kind:7}{name:18}" + "".join(f"{figures[c]:14,.0f}" for c in COLUMNS))
     if options.json:
-        Path(options.json).write_text(json.dumps(found, indent=1) + "\n")
+        report = {"policies": found, "wakes": awake}
+        Path(options.json).write_text(json.dumps(report, indent=1) + "\n")
     if not options.check:
         return 0
     bad = []

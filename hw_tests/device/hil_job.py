@@ -49,7 +49,7 @@ async def run():
 
         network.LAN().active(True)
     with open(config.domain, "rb") as file:
-        domain = Domain.load(file.read(), StockCrypto(), verify=False)
+        domain = Domain.load(file.read(), StockCrypto(), verify=False, lean=True)
     length = domain.features.window * domain.features.axes
     count = option("windows", 0)
     if option("swap", 0):

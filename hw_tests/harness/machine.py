@@ -107,9 +107,11 @@ class Machine:
         net: "int | None" = None,
         options: "dict[str, Any] | None" = None,
         icount: str = "",
+        plugin: str = "",
     ) -> "list[str]":
         """QEMU's command line. line: port of the LinkBox behind UART(1). net: port of what
-        the network card reaches as 10.0.2.100:1883, and nothing else."""
+        the network card reaches as 10.0.2.100:1883, and nothing else. icount, plugin: as
+        QEMU's options of these names."""
         page = self.ledger / f"{len(list(self.ledger.iterdir())):05d}.txt"
         words: dict[str, Any] = {"ledger": page, **(options or {})}
         if self.kind == "m3":
@@ -150,6 +152,8 @@ class Machine:
         command += ["-semihosting-config", "enable=on,target=native,arg=board" + args]
         if icount:
             command += ["-icount", icount]
+        if plugin:
+            command += ["-plugin", plugin]
         return command
 
     def start(self, **how: Any) -> "Machine":

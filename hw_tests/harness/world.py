@@ -51,16 +51,17 @@ class World:
         self.machine.restore(self.machine.save()[:FILES_BYTES] + rom)
         commission(self.machine, self.fields, **self.knobs)
 
-    def go(self, **knobs: Any) -> None:
+    def go(self, plugin: str = "", **knobs: Any) -> None:
         options = {"heap": HEAP_KIB, **self.knobs, **knobs}
         if self.box.mode == "tcp":
-            self.machine.start(net=self.box.port, options={"lan": 1, **options})
+            where, options["lan"] = "net", 1
         else:
-            self.machine.start(line=self.box.port, options=options)
+            where = "line"
+        self.machine.start(**{where: self.box.port}, options=options, plugin=plugin)
 
-    def wake(self, seconds: float = 30, **knobs: Any) -> int:
+    def wake(self, seconds: float = 30, **how: Any) -> int:
         """Power on until it ends by itself; its exit status."""
-        self.go(**knobs)
+        self.go(**how)
         return self.machine.wait(seconds)
 
     @property
