@@ -43,8 +43,10 @@ def table(rows: "list[tuple[str, object]]") -> "list[str]":
 
 def cmd_init(args: argparse.Namespace) -> int:
     """Complete an enrolment file for this machine, check every part, format the journal."""
+    from edge_agent.cpython.owner import become_owner
     from edge_agent.tools import site
 
+    become_owner(os.path.dirname(os.path.abspath(args.config)))
     summary = site.initialise(
         args.config,
         model=args.model,
@@ -62,8 +64,11 @@ def cmd_claim(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from edge_agent.cpython.claim import read_code, redeem
+    from edge_agent.cpython.owner import become_owner
 
-    found = redeem(read_code(args.code), Path(args.config))
+    code = read_code(args.code)
+    become_owner(os.path.dirname(os.path.abspath(args.config)))
+    found = redeem(code, Path(args.config))
     lines = [
         f"Agent {found['agent']}, key generation {found['generation']}.",
         *table(sorted(found.items())),
@@ -146,8 +151,10 @@ def cmd_journal(args: argparse.Namespace) -> int:
 
 def cmd_feedback(args: argparse.Namespace) -> int:
     """Say how an outcome turned out; works while the agent runs and while it does not."""
+    from edge_agent.cpython.owner import become_owner
     from edge_agent.tools import feedback
 
+    become_owner(os.path.dirname(os.path.abspath(args.config)))
     result = "confirmed" if args.confirm is not None else "corrected"
     ticket = feedback.put(args.config, args.outcome, result, args.confirm or args.correct)
     show(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.cpython.notify import Notifier
+from edge_agent.cpython.owner import become_owner
 from edge_agent.errors import ConfigError, EdgeError, RemoteError
 from edge_agent.version import __version__
 from gateway import broker, enrol, reports
@@ -23,7 +24,6 @@ from gateway.cli_routing import add_routing_commands, child_router
 from gateway.cli_setup import add_setup_commands
 from gateway.config import Domains
 from gateway.custody import Custody
-from gateway.install import become_owner
 from gateway.mqtt import Bridge
 from gateway.opening import opened
 from gateway.retention import Retention

@@ -5,9 +5,7 @@ somebody's home directory (then the services see that folder and nothing else th
 groups of sensor buses exist. Run again at any time: it brings everything up to date.
 """
 
-import contextlib
 import os
-import pwd
 import shutil
 import site
 import subprocess
@@ -132,24 +130,3 @@ def _run(*command: str) -> None:
             " ".join(command)[:200],
             "See: journalctl -xe",
         )
-
-
-def become_owner(folder: Path) -> None:
-    """When root works in a folder of somebody else: be that user, for good.
-
-    Files made by root would be lost to the service; and root should not follow links that
-    a service's user may lay.
-    """
-    if os.geteuid() != 0:
-        return
-    with contextlib.suppress(OSError):
-        found = folder.stat()
-        if found.st_uid == 0 or not (folder / "gateway.json").exists():
-            return
-        try:
-            name = pwd.getpwuid(found.st_uid).pw_name
-            os.initgroups(name, found.st_gid)
-        except KeyError:
-            os.setgroups([])
-        os.setgid(found.st_gid)
-        os.setuid(found.st_uid)

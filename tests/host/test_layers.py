@@ -45,6 +45,7 @@ ARROWS = {
         "edge_agent.cose",
         "edge_agent.cpython.claim_code",
         "edge_agent.cpython.notify",
+        "edge_agent.cpython.owner",
         "edge_agent.cpython.signer",
         "edge_agent.domain",
         "edge_agent.errors",

@@ -15,6 +15,7 @@ import pytest
 from gateway_kit import free_port, gateway, make_gateway, running, wait_until
 
 from edge_agent.cpython.notify import Notifier
+from edge_agent.cpython.owner import become_owner
 from gateway import install
 from gateway.units import Facts, sysusers, units
 
@@ -114,7 +115,7 @@ def test_root_becomes_the_owner_of_the_folder(tmp_path):
     make_gateway(folder, free_port())
     if os.geteuid() != 0:
         before = os.geteuid()
-        install.become_owner(folder)
+        become_owner(folder)
         assert os.geteuid() == before
         return
     for parent in [tmp_path, *tmp_path.parents[:3]]:
