@@ -137,7 +137,7 @@ def gradient_attacks(known: Windows, secret: Windows, quick: bool) -> "dict[str,
     result: dict[str, Any] = {}
     for batch in BATCHES:
         rng = np.random.default_rng(batch)
-        draws = max(2, (40 if quick else 160) // batch) if batch < 16 else (2 if quick else 6)
+        draws = max(2, (40 if quick else 80) // batch) if batch < 16 else (2 if quick else 4)
         truths: list[Floats] = []
         guesses: dict[str, list[Floats]] = {"first": [], "matched": [], "guess": [], "sparse": []}
         solved = 0
@@ -149,13 +149,13 @@ def gradient_attacks(known: Windows, secret: Windows, quick: bool) -> "dict[str,
             truths.append(wanted)
             first = gradients.first(sent) / unit
             guesses["first"].append(closest(first, wanted))
-            steps, tries = (1500, 1) if quick else (4000, 3)
+            steps, tries = (1500, 1) if quick else (3000, 2)
             found = gradients.matched(victim, truth, sent, rng, steps, tries) / unit
             guesses["matched"].append(paired(found, wanted))
             alike = [rng.choice(np.flatnonzero(known.labels == n)) for n in secret.labels[rows]]
             guesses["guess"].append(paired(known.features[alike] * STEP / unit, wanted))
             if 1 < batch <= 16:
-                most = 100_000 if quick else 1_000_000
+                most = 100_000 if quick else 500_000
                 exact = gradients.sparse(sent, batch, rng, most)
                 if exact is not None:
                     solved += 1
