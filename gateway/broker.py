@@ -59,8 +59,8 @@ def toml(port: int, users: dict[str, str]) -> str:
 
 
 def users(config: GatewayConfig, registry: Registry) -> dict[str, str]:
-    """Who may connect: the gateway and every device in service."""
-    found = {config.user: config.password}
+    """Who may connect: the gateway, every device in service, and who judges outcomes."""
+    found = {config.user: config.password, config.operator: registry.operator_password()}
     for device in registry.devices():
         if device.revoked_ms is None and device.gateway == config.gateway:
             found[device.agent.hex()] = registry.password(device)

@@ -19,6 +19,7 @@ from edge_agent.version import __version__
 from gateway import broker, enrol, reports
 from gateway.cli_backup import add_backup_commands
 from gateway.cli_devices import add_device_commands
+from gateway.cli_mail import add_mail_commands
 from gateway.cli_network import add_network_commands
 from gateway.cli_routing import add_routing_commands, child_router
 from gateway.cli_setup import add_setup_commands
@@ -253,6 +254,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_backup_commands(commands)
     add_routing_commands(commands)
     add_network_commands(commands)
+    add_mail_commands(commands)
     add_domain_commands(commands)
     return parser
 

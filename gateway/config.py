@@ -3,6 +3,7 @@
 gateway.json     settings, with the gateway's own broker password; mode 0600
 master.key       the secret that every device key comes from; mode 0600
 gateway.db       the database
+mailbox.db       what waits for devices; made anew when it is lost
 domains/         domain files; every file here is loaded
 codebooks/       codebook files, the same way (routing)
 routing/         identity, peers and state of the routing process (gateway.network)
@@ -98,6 +99,7 @@ class GatewayConfig:
         tls: dict[str, str] | None = broker.get("tls")
         self.tls = tls and {name: str(self.folder / value) for name, value in tls.items()}
         self.user = "gateway-" + self.gateway.hex()
+        self.operator = "operator-" + self.gateway.hex()
         self.password = self._text(fields, "password", "")
         merged = dict(DEFAULTS, **fields)
         self.batch = self._int(merged, "batch", 1, 1000)

@@ -4,10 +4,11 @@ Ingest is another process and knows nothing of this one. The feed reads gateway.
 grows, row after row, and remembers in routing.db how far it got. Reading a row twice is
 harmless, so after a loss of routing.db everything is simply read again.
 
-A row is an outcome or a judgement about one. An outcome goes into the local index, is
-offered to the announcer of its domain, and may become an interest of its device. A
-judgement changes the label in the index; the announcer hears whether it was right, and
-an outcome that was corrected is offered again under its true label, as a confirmed one.
+A row is an outcome or a judgement about one; what people say (judge.py) is read behind the
+rows. An outcome goes into the local index, is offered to the announcer of its domain, and may
+become an interest of its device. A judgement changes the label in the index; the announcer
+hears whether it was right, and an outcome that was corrected is offered again under its true
+label, as a confirmed one.
 """
 
 import logging
@@ -29,6 +30,7 @@ from gateway.watch import UNSURE_BELOW, Interests
 log = logging.getLogger("gateway.feed")
 
 POSITION = "position"
+JUDGED = "judged"
 ROWS = 100  # at a time: the loop has other things to do, too
 SWEEP_ROWS = 100  # at a time: the loop has other things to do, too0
 
@@ -59,6 +61,8 @@ class Feed:
         self._now_s = now_s
         self._last = int(db.meta(POSITION, 0))
         self._noted = int(db.meta("noted", 0))
+        if int(db.meta(JUDGED, 0)) > store.last_judgement():
+            db.set_meta(JUDGED, 0)  # gateway.db came from a backup
         self._swept = 0
         self.counters: Counter[str] = Counter()
         self.new_interests = 0
@@ -76,7 +80,7 @@ class Feed:
         """Take in what is new, at most `limit` rows; how many there were."""
         rows = self._store.arrivals(self._last, limit)
         if not rows:
-            return 0
+            return self._take_judgements(limit)
         before = self._last
         try:
             self._take_all(rows)
@@ -108,6 +112,16 @@ class Feed:
             )
             self._db.set_meta(POSITION, min(position, self._last))
             self._db.set_meta("noted", self._noted)
+
+    def _take_judgements(self, limit: int) -> int:
+        """What people said, once all outcomes are read."""
+        rows = self._store.judgements(int(self._db.meta(JUDGED, 0)), limit)
+        if rows:
+            with self._db.batch():
+                for _, about, result, label in rows:
+                    self._judge(about, label, result)
+                self._db.set_meta(JUDGED, rows[-1][0])
+        return len(rows)
 
     def _take(self, row: int, id_: bytes, stored: Stored) -> None:
         record = stored.record

@@ -128,6 +128,10 @@ class Registry:
         secret = self.secret(device.agent, device.generation)
         return DeviceKeys(self.crypto, device.agent, secret, device.generation).mqtt_password()
 
+    def operator_password(self) -> str:
+        """Of the broker's user who may publish judgements, and nothing else."""
+        return hkdf(self.crypto, self._master, b"qis1 operator" + self.gateway, 16).hex()
+
     # -- writing --------------------------------------------------------------------
 
     def add(self, agent: bytes, name: str, now_ms: int) -> Device:

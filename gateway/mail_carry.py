@@ -6,7 +6,7 @@ their numbers; both are on disk when they return. `open_items` is what is under 
 
 from typing import NamedTuple
 
-from gateway.mail_db import MailDb
+from gateway.mail_judge import Judgements
 from gateway.postman import ADOPT, ASK, MORE, PROBE_NUMBER, SAME, Standing, judge
 
 HEAD_KEY = b"head"
@@ -26,7 +26,7 @@ class Item(NamedTuple):
     number: int
 
 
-class Carried(MailDb):
+class Carried(Judgements):
     """See the module; gateway.mailbox.Mailbox adds what senders use.
 
     delivered: items found to be taken, by this process."""

@@ -68,9 +68,9 @@ STEPS: tuple[tuple[str, ...], ...] = (
             count INTEGER NOT NULL,
             PRIMARY KEY (agent, what)) WITHOUT ROWID""",
         """CREATE TABLE judgements (
-            id INTEGER PRIMARY KEY,
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
             outcome BLOB NOT NULL UNIQUE CHECK (length(outcome) = 16),
-            agent BLOB,
+            agent BLOB NOT NULL,
             said TEXT NOT NULL,
             put_ms INTEGER NOT NULL,
             domain BLOB,
@@ -241,6 +241,10 @@ class MailDb:
         """Changes when another process has committed, or the file is a new one."""
         (version,) = self.rows("PRAGMA data_version")[0]
         return (*self._inode, int(version))
+
+    def changes(self) -> int:
+        """Rows that this connection has changed."""
+        return self.db.total_changes
 
     def _error(self, error: Exception) -> StoreError:
         code = getattr(error, "errno", 0) or 0

@@ -86,6 +86,7 @@ class Taken(NamedTuple):
     number: int
     put_ms: int
     taken_ms: int
+    size: int
 
 
 class Refused(Exception):
@@ -280,8 +281,8 @@ class Mailbox(Carried):
     def taken(self, agent: bytes, limit: int = 100) -> list[Taken]:
         """What the device took last, newest first."""
         rows = self.rows(
-            "SELECT id, type, key, head, number, put_ms, taken_ms FROM items WHERE agent = ?"
-            " AND taken_ms IS NOT NULL ORDER BY taken_ms DESC, number DESC LIMIT ?",
+            "SELECT id, type, key, head, number, put_ms, taken_ms, length(body) FROM items"
+            " WHERE agent = ? AND taken_ms IS NOT NULL ORDER BY taken_ms DESC, number DESC LIMIT ?",
             (agent, limit),
         )
         return [Taken(*row) for row in rows]

@@ -15,6 +15,9 @@ streams     one per (device, journal): what is held, refused, gone, lost, the fl
 tombstones  frame hashes of outcomes that retention deleted and the device may resend.
 boots       bounds of each boot's time base; `base` and `uncertainty_ms` are repaired
             again and again, what devices sent is not touched.
+feedback    the newest judgement of an outcome. outcome: row of the record that brought it,
+            0 when people said so.
+judgements  what people said, in order of arrival, the newest 100,000: for those who follow
 """
 
 import sqlite3
@@ -132,6 +135,17 @@ MIGRATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
                 JOIN devices d ON d.id = s.device
                 LEFT JOIN domains m ON m.id = o.domain
                 LEFT JOIN boots b ON b.stream = o.stream AND b.boot = o.boot""",
+        ),
+    ),
+    (
+        "0002-judgements",
+        (
+            """CREATE TABLE judgements (
+                id INTEGER PRIMARY KEY AUTOINCREMENT,
+                about BLOB NOT NULL CHECK (length(about) = 16),
+                result INTEGER NOT NULL,
+                label INTEGER NOT NULL,
+                arrival_ms INTEGER NOT NULL)""",
         ),
     ),
 )

@@ -90,9 +90,11 @@ def acl(config: GatewayConfig) -> str:
     """Topic rules. `%u` is the user name, which is the agent id."""
     root = config.root
     lines = [f"user {config.user}"]
-    lines += [f"topic read {root}/+/up", f"topic read {root}/+/state"]
+    lines += [f"topic read {root}/+/{name}" for name in ("up", "state", "judge")]
     lines += [f"topic write {root}/+/{name}" for name in DOWN]
     lines += owner_rules(root, config.gateway)
+    lines += ["", "# programs that say how outcomes turned out"]
+    lines += [f"user {config.operator}", f"topic write {root}/+/judge"]
     lines += ["", "# every device, by its own name"]
     lines += [f"pattern write {root}/%u/up", f"pattern write {root}/%u/state"]
     lines += [f"pattern read {root}/%u/{name}" for name in DOWN]

@@ -116,7 +116,10 @@ class Bridge:
             self.rounds.new_session()
         self.counters.add({"connects": 1})
         root = self.config.root
-        client.subscribe([(f"{root}/+/up", 1), (f"{root}/+/state", 0)])
+        topics = [(f"{root}/+/up", 1), (f"{root}/+/state", 0)]
+        if self.rounds is not None:
+            topics.append((f"{root}/+/judge", 1))
+        client.subscribe(topics)
         log.info("connected to %s:%d", self.config.host, self.config.port)
 
     def _on_disconnect(
@@ -258,6 +261,8 @@ class Bridge:
         """Turn the pending batch into a commit and its acknowledgements."""
         pending, self._pending = self._pending, []
         messages = [(topic, payload) for topic, payload, _ in pending]
+        if self.rounds is not None:
+            messages = [one for one in messages if not self.rounds.judged(*one)]
         try:
             self._process(messages)
         except StoreError:
@@ -283,8 +288,8 @@ class Bridge:
         for topic, payload in answers:
             self.client.publish(topic, payload, qos=1)
         self.counters.add({"acks": len(answers)})
-        if self.rounds is not None and (plan.hellos or plan.encrypts):
-            self.rounds.heard(plan.hellos, plan.encrypts)
+        if self.rounds is not None:
+            self.rounds.heard(plan)
             if plan.hellos:
                 self._mail()
 
@@ -293,7 +298,9 @@ class Bridge:
         if self.rounds is None:
             return
         try:
-            boxes = self.rounds.turn(_wall_ms(), int(time.monotonic() * 1000))
+            now_ms, at_ms = _wall_ms(), int(time.monotonic() * 1000)
+            boxes = self.rounds.turn(now_ms, at_ms)
+            self.rounds.turn_judges(now_ms, at_ms)
         except StoreError:
             raise  # gateway.db itself
         except Exception:

@@ -46,6 +46,13 @@ class Queries:
             (after, self.meta("merged", 0), limit),
         ).fetchall()
 
+    def block_before(self, row: int) -> tuple[int, bytes] | None:
+        """(first row, frames) of the newest block that begins below `row`."""
+        found: tuple[int, bytes] | None = self.run(
+            "SELECT first, frames FROM blocks WHERE first < ? ORDER BY first DESC LIMIT 1", (row,)
+        ).fetchone()
+        return found
+
     def block_rows(self, first: int, count: int) -> list[tuple[int, int, int, int, int | None]]:
         """(id, stream, seq, arrival_ms, result) of the rows a block still has."""
         return self.run(
@@ -71,6 +78,16 @@ class Queries:
             "SELECT result, label FROM feedback WHERE about = ?", (outcome,)
         ).fetchone()
         return found
+
+    def judgements(self, after: int, limit: int) -> list[tuple[int, bytes, int, int]]:
+        """(id, about, result, label) of what people said, in order of arrival."""
+        return self.run(
+            "SELECT id, about, result, label FROM judgements WHERE id > ? ORDER BY id LIMIT ?",
+            (after, limit),
+        ).fetchall()
+
+    def last_judgement(self) -> int:
+        return int(self.run("SELECT coalesce(max(id), 0) FROM judgements").fetchone()[0])
 
     def bury(self, rows: Iterable[tuple[int, int, bytes]]) -> None:
         """Keep hashes (stream, seq, hash) of rows that the device may still send again."""

@@ -6,17 +6,21 @@
 Custody comes first. mailbox.db is waited for 50 ms at most; when it is locked, damaged or
 full, hellos wait in memory (the newest of each device says everything), the round is tried
 again a second later, and it is counted. Down counters and seals are custody's own.
+
+Judgements (judge.py) go the other way at the same times: mailbox.db -> gateway.db.
 """
 
 import contextlib
 import logging
-from collections.abc import Iterable
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from edge_agent.errors import StoreError
 from gateway.custody import Custody
+from gateway.judge import Judges
 from gateway.mailbox import Item, Mailbox
+from gateway.plan import Plan
 from gateway.postman import PROBE_NUMBER, Postman
 
 log = logging.getLogger("edge_gateway")
@@ -53,17 +57,29 @@ class Rounds:
         self._busy: set[bytes] = set()  # devices with mail
         self._version: tuple[int, ...] = ()
         self._retry_at = 0
+        self._topic = re.compile(re.escape(custody.root) + r"/([0-9a-f]{16})/judge").fullmatch
+        self._judged_version: tuple[object, ...] = ()
+        self.judges = Judges(custody)
         self._set_aside = 0
         self.counters.add(dict.fromkeys(("mail_sent", "mail_taken", "mail_failures"), 0))
 
     # -- what happens -------------------------------------------------------------------
 
-    def heard(self, hellos: Iterable[tuple[bytes, Any]], encrypts: Iterable[bytes]) -> None:
-        """Of a batch that is committed, its acks made."""
-        for agent, hello in hellos:
+    def judged(self, topic: str, payload: bytes) -> bool:
+        """Whether this is a judgement; it is kept."""
+        if not topic.endswith("/judge"):
+            return False
+        match = self._topic(topic)
+        self.judges.said(bytes.fromhex(match[1]) if match else None, payload)
+        return True
+
+    def heard(self, plan: Plan) -> None:
+        """A batch is committed, its acks are made."""
+        self.judges.arrived(plan)
+        for agent, hello in plan.hellos:
             if hello.taken is not None and (agent in self._hellos or len(self._hellos) < 100_000):
                 self._hellos[agent] = hello
-        for agent in encrypts:
+        for agent in plan.encrypts:
             if agent not in self._known_encrypts and len(self._encrypts) < 100_000:
                 self._encrypts.add(agent)
 
@@ -101,6 +117,29 @@ class Rounds:
             self._failed(error, at_ms)
             return []
         return self._seal(chosen, now_ms, at_ms)
+
+    def turn_judges(self, now_ms: int, at_ms: int) -> None:
+        """Judgements on their way to gateway.db. StoreError only when that fails."""
+        judges = self.judges
+        if at_ms < self._retry_at:
+            return
+        try:
+            box = self.mailbox()
+            judges.note(box, now_ms)
+            version = box.foreign_changes(), box.changes()
+            if version != self._judged_version:
+                judges.reload(box)
+                self._judged_version = version
+        except StoreError as error:
+            self._failed(error, at_ms)
+            return
+        done = judges.settle(now_ms)
+        if done:
+            try:
+                judges.gone(box, done)
+            except StoreError as error:
+                # They are committed; committing them again changes nothing.
+                self._failed(error, at_ms)
 
     def _failed(self, error: StoreError, at_ms: int) -> None:
         self._retry_at = at_ms + RETRY_MS

@@ -30,6 +30,7 @@ from gateway.queries import Queries, stream_key
 CHECK_BYTES = 64 << 20
 SAMPLES_PER_REASON = 20
 CONFLICTS_KEPT = 10_000
+JUDGEMENTS_KEPT = 100_000
 # Small pages: every commit rewrites a few part-filled ones. Measured by benchmarks/ingest.py.
 PAGE = 512
 CHECKPOINT_PAGES = 4000
@@ -215,6 +216,32 @@ class Store(Queries):
             " outcome = excluded.outcome, result = excluded.result, label = excluded.label",
             rows,
         )
+
+    def add_judgements(self, rows: Sequence[tuple[bytes, int, int]], now_ms: int) -> int:
+        """What people said: (about, result, label). A transaction of its own; returns how many
+        were news."""
+        count = 0
+        self.begin()
+        try:
+            for about, result, label in rows:
+                if self.judgement(about) == (result, label):
+                    continue
+                count += 1
+                self.insert_feedback([(about, 0, result, label)])
+                self.run(
+                    "INSERT INTO judgements (about, result, label, arrival_ms) VALUES (?,?,?,?)",
+                    (about, result, label, now_ms),
+                )
+            self.run(
+                "DELETE FROM judgements WHERE id <="
+                " (SELECT coalesce(max(id), 0) FROM judgements) - ?",
+                (JUDGEMENTS_KEPT,),
+            )
+            self.commit()
+        except BaseException:
+            self.rollback()
+            raise
+        return count
 
     def last_outcome(self) -> int:
         (row,) = self.run("SELECT max(id) FROM outcomes").fetchone()

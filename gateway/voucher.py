@@ -116,6 +116,16 @@ def open_voucher(crypto: Crypto, gateway: bytes, public: bytes, data: bytes) -> 
     return Voucher(gateway, facts, record, data)
 
 
+def read_voucher(data: bytes) -> Voucher:
+    """One that was verified when it came, perhaps from a gateway trusted no more. CborError,
+    CoseError, FrameError or PeerError when it is no voucher."""
+    message = cose.parse(data, 64)
+    gateway = message.protected.get(cose.HDR_KID)
+    if type(gateway) is not bytes:
+        raise PeerError("bad-field", "gateway")
+    return Voucher(gateway, _facts(message.protected), read_payload(message.payload), data)
+
+
 def _facts(header: "dict[int, object]") -> Facts:
     agent, outcome = header.get(_AGENT), header.get(_OUTCOME)
     utc, uncertain = header.get(_UTC_MS), header.get(_UNCERTAIN_MS)

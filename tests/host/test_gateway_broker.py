@@ -1,6 +1,7 @@
 """Who may do what on a broker: mosquitto's rules as generated, the embedded one's limits."""
 
 import contextlib
+import json
 import os
 import threading
 import time
@@ -142,6 +143,32 @@ def test_the_rules_on_a_real_mosquitto(place, clients):
         time.sleep(0.3)
         assert device.got == []
         assert (other + "up", b"forged by the gateway's user") not in gate.got
+
+
+def test_only_the_operator_judges_on_a_real_mosquitto(place, clients):
+    folder, port, owner = place
+    one = credentials(enrol_device(folder, "one"))
+    access = json.loads(gateway("-C", folder, "feedback", "--access", "--json").stdout)
+    topic = access["topic"].replace("AGENT", one[0])
+    assert topic == f"qis/1/{one[0]}/judge" and access["port"] == port
+    with broker_running("mosquitto", folder, port):
+        gate, device = clients(port, *owner), clients(port, *one)
+        operator = clients(port, access["user"], access["password"])
+        assert gate.subscribe("qis/1/+/judge")
+        leaves = [f"qis/1/{one[0]}/{leaf}" for leaf in ("up", "state", "ack", "box")]
+        for leaf in (*leaves, topic):
+            device.subscribe(leaf)
+            operator.subscribe(leaf)
+        operator.publish(topic, b"judged")
+        gate.publish(f"qis/1/{one[0]}/ack", b"ack")
+        # Mosquitto hangs up on who does this; the clients come back.
+        device.publish(topic, b"my own judge")
+        for leaf in leaves:
+            operator.publish(leaf, b"not mine")
+        wait_until(lambda: gate.got and device.got, 5)
+        time.sleep(0.3)
+        assert gate.got == [(topic, b"judged")] and operator.got == []
+        assert device.got == [(f"qis/1/{one[0]}/ack", b"ack")]
 
 
 def test_credentials_on_a_real_mosquitto_follow_the_registry(place, clients):
