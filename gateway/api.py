@@ -3,6 +3,7 @@
     POST /query    {"like": outcome or vector, "domain"?, "label"?, "k"?, "deadline_ms"?,
                     "here_only"?}                                  -> what was found, as JSON
     POST /similar  {"agent": id, "k"?, "deadline_ms"?}             -> agents elsewhere, as JSON
+    POST /explain, POST /feedback                                  -> see api_outcome.py
     GET  /status                                                   -> what it is doing
 
 `like` is an outcome id (32 hex digits) or a vector (128 hex digits, or a list of 64
@@ -12,6 +13,7 @@ carry it as "Authorization: Bearer TOKEN". The page for people has its own liste
 
 import hmac
 import json
+import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,7 @@ from starlette.routing import Route
 from edge_agent.domain import Domain
 from edge_agent.errors import ConfigError, EdgeError
 from gateway.answers import Answer, Hit, Question
+from gateway.api_outcome import outcome_routes
 from gateway.peers import PeerError
 from gateway.query import DEADLINE_MAX_S, K_MAX
 from gateway.routing_status import status as status_of
@@ -80,6 +83,7 @@ def api_app(router: "Router", token: str) -> Starlette:
             Route("/query", query, methods=["POST"]),
             Route("/similar", similar, methods=["POST"]),
             Route("/status", status, methods=["GET"]),
+            *outcome_routes(router, allowed, lambda: int(time.time() * 1000)),
         ]
     )
 
