@@ -17,7 +17,8 @@ class Question:
     """labels: (label, weight) with the likeliest first; weights 1..255 share the budget.
     k: hits wanted for each label.  without: outcome ids that are no answer.
     here_only: ask nobody.  ask_near: show origins the vector, so that they can add what is
-    like it and was not announced."""
+    like it and was not announced.  follow: pointers of a label that are followed at most, 0 for
+    the engine's usual."""
 
     domain: bytes
     vector: bytes
@@ -27,6 +28,7 @@ class Question:
     without: frozenset[bytes] = frozenset()
     here_only: bool = False
     ask_near: bool = True
+    follow: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,7 @@ from gateway.heads import (
 from gateway.sketch import Int8
 
 CONFIRMED = 4.0
-FOREIGN = 0.5
+FOREIGN = 0.25
 HALF_LIFE_S = 30 * 86_400
 DEPTH_MOST = 3  # longer chains of synthesis tell nothing
 CAP = 0.5
@@ -349,7 +349,7 @@ def learn(
         rest[out] = False
         head = fit(base, everything.take(rest), labels)
         held[out] = predict(compiled(quantise(head, 0, model_id)), everything.vectors[out])
-    old = np.concatenate([local.old, _said(in_force, trusted.vectors)])
+    old = np.where(everything.old == UNKNOWN, _said(in_force, everything.vectors), everything.old)
     rows = quantise(fit(base, everything, labels), version, model_id)
     return Lesson(rows, accept(held, old, everything), held[:n], trust, len(held))
 

@@ -223,7 +223,7 @@ class Engine:
             for one in each.values()
         ):
             least *= 2  # such sketches tell less
-        most = max(least, 3 * question.k)
+        most = question.follow or max(least, 3 * question.k)
         for of_label in candidates.values():
             rows = list(of_label.values())
             if not rows:

@@ -43,6 +43,7 @@ from gateway.feed import Feed
 from gateway.fetch import Fetcher
 from gateway.files import only_one, write_private
 from gateway.keys import Registry, load_master
+from gateway.learning import Learning
 from gateway.likeness import Likenesses
 from gateway.network import Network, join_endpoint
 from gateway.origin import Origin
@@ -138,6 +139,7 @@ class Router:
             self.network, self.crypto, self.routes, self.books.readers, self.db, time.time,
             self.settings.lifetime_s, self._endpoint,
         )  # fmt: skip
+        self.learning = Learning(self)
         self.started_s = time.time()
         self._listeners: list[Listener] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -175,6 +177,7 @@ class Router:
         if self._key_is_new():
             await self._rekeyed()
         loops: list[Callable[[], Awaitable[None]]] = [self._announce_loop, self._housekeeping]
+        loops.append(self.learning.turn)
         if self.settings.watch:
             await self.watch.refresh()
             self._tasks.append(asyncio.create_task(self.watch.run()))
@@ -197,6 +200,7 @@ class Router:
         await self.asker.close()
         with contextlib.suppress(OSError):
             self.settings.token.unlink()
+        self.learning.close()
         self.db.close()
         self.store.close()
         os.close(self._lock)

@@ -20,6 +20,7 @@
                                 domain, instead of the measure in its file (gateway.similarity):
                                 ranks here; where others look for things stays the codebook's
       "agents": true,           announce what each device knows, as one vector (gateway.agents)
+      "learner": {...},         heads for devices, see gateway.learner_settings
       "announce": {...},        caps and limits, see gateway.announce_rows.Settings
       "rules": {...}            for every peer, see gateway.peers.Rules; the entry of a peer
     }                           in network.json says what differs for it
@@ -33,6 +34,7 @@ from typing import Any
 
 from edge_agent.errors import ConfigError
 from gateway.config import GatewayConfig
+from gateway.learner_settings import LearnerSettings
 from gateway.network import Network, join_endpoint
 from gateway.peers import Rules
 from gateway.pointer import AHEAD_MAX_S
@@ -53,6 +55,7 @@ DEFAULTS: dict[str, Any] = {
     "agents": True,
     "ask_near": True,
     "announce": {},
+    "learner": {},
     "rules": {},
 }
 _ROUTES = {
@@ -93,6 +96,8 @@ class RoutingConfig:
                 where = self._at(f"similarity.{name}")
                 raise ConfigError(f"{measure!r} is not text", where, 'Write "module:function"')
         self.announce = self._section(fields, "announce")
+        learner = self._section(fields, "learner")
+        self.learner = LearnerSettings.parse(learner, self._at("learner"))
         self.rules = self._section(fields, "rules")
         Rules.parse(self.rules, self._at("rules"))
         routes = fields["routes"]

@@ -15,6 +15,7 @@ agents      the slow fingerprint of each device, as agents.py packs it
 audit       who asked for what, and what the answer was; the newest AUDIT_KEPT
 splits      cells of others known to be split, until the marker expires
 rejected    reason -> values that were not believed
+evidence    outcomes to learn from, local and fetched; heads: what was learnt (lessons.py)
 """
 
 import contextlib

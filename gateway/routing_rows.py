@@ -91,6 +91,35 @@ STEPS: tuple[tuple[str, ...], ...] = (
             count INTEGER NOT NULL,
             last_ms INTEGER NOT NULL) WITHOUT ROWID""",
     ),
+    (
+        """CREATE TABLE evidence (
+            id INTEGER PRIMARY KEY,
+            outcome BLOB NOT NULL UNIQUE,
+            gateway BLOB NOT NULL,
+            agent BLOB NOT NULL,
+            domain BLOB NOT NULL,
+            model BLOB NOT NULL,
+            label INTEGER NOT NULL,
+            said INTEGER NOT NULL,
+            own INTEGER NOT NULL,
+            confidence INTEGER NOT NULL,
+            confirmed INTEGER NOT NULL,
+            head INTEGER,
+            depth INTEGER NOT NULL,
+            utc_s INTEGER NOT NULL,
+            held INTEGER,
+            vector BLOB NOT NULL)""",
+        "CREATE INDEX evidence_of ON evidence (domain, gateway, confirmed, label)",
+        """CREATE TABLE heads (
+            domain BLOB NOT NULL,
+            model BLOB NOT NULL,
+            version INTEGER NOT NULL,
+            made_ms INTEGER NOT NULL,
+            state TEXT NOT NULL,
+            rows BLOB NOT NULL,
+            report TEXT NOT NULL,
+            PRIMARY KEY (domain, model, version)) WITHOUT ROWID""",
+    ),
 )
 
 

@@ -58,6 +58,7 @@ def status(router: "Router") -> dict[str, Any]:
         "published": dict(router.publisher.counters),
         "watch": router.watch.status(),
         "explored": dict(router.explorer.counters),
+        "learner": router.learning.status(),
         "queries": router.engine.asked,
         "asked": dict(router.asker.asked),
         "bytes": {"out": router.asker.bytes_out, "in": router.asker.bytes_in},

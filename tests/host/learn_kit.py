@@ -4,18 +4,27 @@ A site is a person: what the left arm did is what its device has lived through, 
 what comes after. Vectors come from the shipped model by way of this project's own runtime.
 """
 
+import contextlib
 import functools
+import itertools
+import time
 from pathlib import Path
 
 import numpy as np
+import routing_kit
 
 from edge_agent.cpython.model_own import OwnModel
 from edge_agent.cpython.sensors.replay import ReplayFile
 from edge_agent.cpython.signer import HostCrypto
 from edge_agent.domain import Domain
+from edge_agent.effects import Ids
 from edge_agent.features import Features
+from edge_agent.frame import Box
+from edge_agent.mail import Mail
 from gateway import heads
 from gateway.base_head import base_of
+from gateway.mailbox import Mailbox
+from gateway.postman import ASK
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 MLP = MODELS / "watch_mlp_int8.tflite"
@@ -26,6 +35,16 @@ LABELS = 7
 @functools.cache
 def domain():
     return Domain.load((MODELS / "watch.domain").read_bytes(), HostCrypto())
+
+
+@functools.cache
+def _model():
+    return OwnModel(MLP.read_bytes(), "shipped")
+
+
+@functools.cache
+def _replay():
+    return ReplayFile(MODELS / "data/watch_replay.bin")
 
 
 @functools.cache
@@ -65,7 +84,7 @@ def right(person):
     return lived()[person, 1]
 
 
-def of_others(person, weight=2.0, claim=lambda origin, truth: truth):
+def of_others(person, weight=1.0, claim=lambda origin, truth: truth):
     """Everything that the other six lived through. claim: what an origin says of its labels."""
     parts = []
     for other in SITES:
@@ -75,7 +94,7 @@ def of_others(person, weight=2.0, claim=lambda origin, truth: truth):
     return heads.join(*parts)
 
 
-def near_of_others(person, per_label=14, weight=2.0, claim=lambda origin, truth: truth):
+def near_of_others(person, per_label=14, weight=1.0, claim=lambda origin, truth: truth):
     """Of these the nearest within each label to anything lived through here."""
     rows = of_others(person, weight, claim)
     x, y = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (
@@ -87,3 +106,109 @@ def near_of_others(person, per_label=14, weight=2.0, claim=lambda origin, truth:
         mine = np.flatnonzero(rows.labels == label)
         chosen += mine[np.argsort(-alike[mine], kind="stable")[:per_label]].tolist()
     return rows.take(np.array(chosen))
+
+
+# -- whole gateways and devices ----------------------------------------------------------------
+
+
+class LearnSite(routing_kit.Site):
+    """A gateway of the watch domain."""
+
+    domain = domain()
+    domain_file = (MODELS / "watch.domain").read_bytes()
+
+    @staticmethod
+    def codebook(kind):
+        return (MODELS / "watch.codebook").read_bytes()
+
+
+class Person:
+    """A device: a model that knows some labels, the device's own mailbox machine, a gateway.
+
+    knows: labels that its model can say.  says(scores, label): what its model makes of the
+    shipped one's scores. Its mail is carried by hand, with the real machines at both ends.
+    """
+
+    def __init__(self, site, person, knows=range(LABELS), model=b"somemodel"[:8]):
+        self.site, self.person, self.knows, self.model = site, person, set(knows), model
+        self.ids = Ids()
+        settings = {"rows": 16, "neighbours": 16, "depth": 3, "ttl_h": 720}
+        self.mail = Mail(settings, self.ids, None, LABELS)
+        self.counter = 0
+
+    @property
+    def name(self):
+        return f"person {self.person}"
+
+    @property
+    def agent(self):
+        return self.site.devices[self.name].agent
+
+    def decide(self, vector, scores):
+        """(label, confidence, more fields of the outcome)."""
+        scores = bytes(s if i in self.knows else 0 for i, s in enumerate(scores))
+        own = max(range(LABELS), key=lambda i: scores[i])
+        said = self.mail.decide(scores, vector, self.model, 0)
+        if said is None:
+            return own, scores[own], {"model": self.model}
+        more = {"parents": said.parents, "depth": said.depth, "head": said.head}
+        return said.label, said.confidence, {
+            **more, "alone": (own, scores[own]), "model": self.model,
+        }  # fmt: skip
+
+    def live(self, rows, confirm=True, claim=lambda truth: truth):
+        """rows: (vector, scores, truth). Outcomes, and then what somebody says they were."""
+        made = [(v, *self.decide(v, s)) for v, s, _ in rows]
+        ids = self.site.commit(self.name, made)
+        if confirm:
+            told = [
+                (None, claim(truth), None, {"about": id_, "result": 1})
+                for id_, (_, _, truth) in zip(ids, rows, strict=True)
+            ]
+            self.site.commit(self.name, told)
+        return ids
+
+    def right(self, rows, label=None):
+        """Share of rows that it gets right now, of one label or of all."""
+        mine = [row for row in rows if label is None or row[2] == label]
+        return sum(self.decide(v, s)[0] == truth for v, s, truth in mine) / len(mine)
+
+    def hello(self):
+        head, taken = self.mail.report(self.model)
+        with contextlib.closing(Mailbox(self.site.folder / "mailbox.db")) as box:
+            self.counter += 1
+            now = int(time.time() * 1000)
+            if box.seen(self.agent, taken, head, self.counter, 0, now) == ASK:
+                box.seen(self.agent, taken, head, self.counter, self.counter, now)
+            return box.open_items(self.agent) or box.bind(self.agent, 8, now)
+
+    def fetch_mail(self):
+        """Until there is no more; how many boxes came."""
+        count = 0
+        while items := self.hello():
+            for item in items:
+                self.counter += 1
+                count += 1
+                assert count < 500
+                self.mail.on_box(Box(self.counter, item.type, item.body, item.number), 0)
+            while self.mail.busy():
+                self.mail.flush([])
+                self.mail.on_done(0)
+        return count
+
+
+@functools.cache
+def windows(person, side, step=2):
+    """[(vector, scores of the shipped model, truth)], the labels taking turns."""
+    model, file = _model(), _replay()
+    features = Features(domain().features)
+    each = []
+    for recording in file.recordings:
+        if (recording.person, recording.side) == (person, side):
+            rows = []
+            for n in range(0, file.windows(recording, 128, 64), step):
+                output = model.run(features.apply(file.read(recording, n * 64, 128)))
+                vector = domain().vector(output.embedding, output.zero_point)
+                rows.append((vector, output.scores, recording.label))
+            each.append(rows)
+    return [row for turn in itertools.zip_longest(*each) for row in turn if row is not None]

@@ -44,19 +44,22 @@ def vectors(count, seed):
 class Site:
     """One gateway in its folder: its database, its devices, its router."""
 
+    domain, domain_file = DOMAIN, DOMAIN_FILE
+    codebook = staticmethod(codebook_file)
+
     def __init__(self, folder, name, routing, key=KEY, kind=INT4):
         self.name = name
         self.folder = folder / name
         file = folder / "routing.domain"
         if not file.exists():
-            file.write_bytes(DOMAIN_FILE)
+            file.write_bytes(self.domain_file)
         gateway("init", self.folder, "--domain", file, "--port", 1)
         path = self.folder / "gateway.json"
         fields = json.loads(path.read_text())
         fields["routing"] = {"port": 0, "api_port": 0, **routing}
         path.write_text(json.dumps(fields))
         (self.folder / "codebooks").mkdir()
-        (self.folder / "codebooks" / "v1.codebook").write_bytes(codebook_file(kind))
+        (self.folder / "codebooks" / "v1.codebook").write_bytes(self.codebook(kind))
         self.network = network.create(self.folder, "plant", key, sketch=NAMES[kind])
         self.gateway = self.network.gateway
         self.devices = {}
@@ -90,12 +93,12 @@ class Site:
                 made = Outcome(vector, label, confidence, **fields)
                 finger = None
                 if vector is not None:
-                    finger = fingerprint(DOMAIN.id, vector)
+                    finger = fingerprint(self.domain.id, vector)
                 record = wire.OutcomeRecord(
-                    me.journal, me.seq, 1, me.uptime_ms, 0, DOMAIN.id, made, finger
+                    me.journal, me.seq, 1, me.uptime_ms, 0, self.domain.id, made, finger
                 )
                 frames.append(wire.seal(me.keys, record, encrypt=encrypt))
-            custody = Custody(store, registry, {DOMAIN.id: DOMAIN})
+            custody = Custody(store, registry, {self.domain.id: self.domain})
             plan = custody.judge([(me.topic(), frame) for frame in frames], now)
             custody.commit(plan)
             custody.answers(plan)
@@ -122,9 +125,11 @@ class Site:
 class World:
     """Sites that know each other; `routing(name, number)` gives each its settings."""
 
-    def __init__(self, folder, routing, names=("north", "south", "west"), key=KEY, kind=INT4):
+    def __init__(
+        self, folder, routing, names=("north", "south", "west"), key=KEY, kind=INT4, site=Site
+    ):
         self.sites = [
-            Site(folder, name, routing(name, i), key, kind) for i, name in enumerate(names)
+            site(folder, name, routing(name, i), key, kind) for i, name in enumerate(names)
         ]
         for one in self.sites:
             for other in self.sites:

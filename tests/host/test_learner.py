@@ -89,7 +89,7 @@ def test_weights():
     assert learner.weigh(True, 0, 30 * day) == 2
     assert learner.weigh(False, 255, 0, 2) == 0.25 and learner.weigh(False, 255, 0, 4) == 0
     assert learner.weigh(True, 255, 0, 4) == 4  # what was confirmed is no rumour
-    assert learner.weigh(True, 0, 0, 0, True) == 2
+    assert learner.weigh(True, 0, 0, 0, True) == 1
     assert learner.weigh(True, 0, -5) == 4  # a clock ahead of ours gains nothing
 
 

@@ -1,0 +1,382 @@
+"""The learner as a task of the routing process: lessons for the devices that take mail.
+
+    gateway.db, others -> gather.py -> evidence -> learner.learn (in a thread) -> heads -> mailbox
+    devices' judged outcomes -> is the head any good? -> take it back
+
+A turn, every `every_s`, for each domain and model that devices of this gateway use:
+
+1. what came since is collected; peers that are trusted no more are forgotten;
+2. if the head in force does worse on judged outcomes than the devices' own models would have
+   (both are on record for each of them), it is taken back: the head before it under a new
+   version number, or a clear;
+3. if there is enough that is new, evidence is fetched and a lesson held. An accepted head becomes
+   the one in force, a refused one is only noted;
+4. every device of the group that has not the head in force gets it, and a few outcomes of
+   others that are near to what it met and of labels that it has trouble with.
+
+Nothing here is urgent and everything is repeated: a turn that fails is tried again, mailbox.db may
+be locked, the network may be away. While no device takes mail nothing is read or fetched.
+"""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge_agent.domain import Domain
+from edge_agent.errors import EdgeError
+from edge_agent.head import ROWS_MAX, Head, decode_row, encode_row
+from edge_agent.mail import CLEAR_HEAD, encode_clear
+from gateway import lessons as book
+from gateway.base_head import base_of, model_id
+from gateway.gather import Gatherer, unsure_of
+from gateway.heads import Evidence, FloatHead, compiled, evaluate
+from gateway.learner import Lesson, Trust, dropped, learn, worse
+from gateway.lessons import Known, Lessons, Version
+from gateway.mailbox import CLEAR, HEAD_KEY, Mailbox
+from gateway.neighbours import choose
+
+if TYPE_CHECKING:
+    from gateway.router import Router
+
+log = logging.getLogger("gateway.learning")
+
+LOCAL_LEAST = 8  # outcomes of a group's devices before a first lesson
+NEW_LEAST = 4  # judgements or fetched outcomes since the last lesson before another
+HEAD_EXPIRES_MS = 30 * 86_400_000
+NEIGHBOUR_EXPIRES_MS = 7 * 86_400_000
+VERSION_MAX = 0xFFFF
+
+Group = tuple[bytes, bytes]  # domain, model
+
+
+class Learning:
+    """`turn` is one round and the pause before it; `close` ends its connections."""
+
+    def __init__(self, router: "Router") -> None:
+        self._router = router
+        self.settings = router.settings.learner
+        self.lessons = Lessons(router.db, router.network.gateway)
+        self.gatherer = Gatherer(router, self.lessons, self.settings.fetch_kb * 1024)
+        self.folder = Path(router.config.folder)
+        self._box: Mailbox | None = None
+        self._bases: dict[tuple[bytes, bytes], tuple[object, FloatHead | None]] = {}
+        self._stamps: dict[Group, tuple[int, int]] = {}
+        self.trust: dict[bytes, dict[bytes, Trust]] = {}  # domain -> origin
+        self.counters: Counter[str] = Counter()
+
+    @property
+    def box(self) -> Mailbox:
+        if self._box is None:
+            self._box = Mailbox(self.folder / "mailbox.db")
+        return self._box
+
+    def close(self) -> None:
+        if self._box is not None:
+            self._box.close()
+
+    async def turn(self) -> None:
+        await asyncio.sleep(self.settings.every_s)
+        if self.settings.on:
+            await self.round()
+
+    async def round(self) -> None:
+        """Everything that is due now."""
+        takers = self.takers()
+        if not takers:
+            return
+        while self.gatherer.collect():
+            await asyncio.sleep(0)
+        peers = {p.gateway for p in self._router.network.peers() if p.revoked_ms is None}
+        self.lessons.forget(self.lessons.origins() - peers)
+        for group, agents in sorted(self.lessons.groups().items()):
+            domain = self._router.domains.get(group[0])
+            mine = agents & takers
+            if mine and domain is not None and len(domain.labels) <= ROWS_MAX:
+                await self._group(domain, group, mine)
+
+    def takers(self) -> set[bytes]:
+        """Devices that said that they take mail."""
+        if not (self.folder / "mailbox.db").exists():
+            return set()
+        return {one.agent for one in self.box.boxes() if one.hello_ms > 0}
+
+    async def _group(self, domain: Domain, group: Group, agents: set[bytes]) -> None:
+        self.gatherer.judgements(domain.id)
+        self._take_found(agents, domain.id)
+        self._review(group, agents)
+        if self._due(group):
+            now = time.time()
+            in_force = self._head(group)
+            rows = self.lessons.known(domain.id, True)
+            local = book.local_evidence(rows, group[1], now, in_force)
+            if self.gatherer.budget:
+                labels = len(domain.labels)
+                await self.gatherer.replenish(domain.id, labels, local, unsure_of(rows))
+            await self._lesson(domain, group, rows, local, in_force)
+            self._stamps[group] = self._stamp(group)
+            self.lessons.prune(domain.id)
+        self._deliver(domain, group, agents)
+
+    # -- when -----------------------------------------------------------------------------
+
+    def _stamp(self, group: Group) -> tuple[int, int]:
+        ours = self.lessons.known(group[0], True)
+        return sum(row.confirmed for row in ours), len(self.lessons.known(group[0], False))
+
+    def _due(self, group: Group) -> bool:
+        ours = [row for row in self.lessons.known(group[0], True) if row.model == group[1]]
+        if len(ours) < LOCAL_LEAST:
+            return False
+        before = self._stamps.get(group)
+        if before is None:
+            return True
+        new = sum(abs(a - b) for a, b in zip(self._stamp(group), before, strict=True))
+        # Others may know something new although nothing happened here.
+        return new >= NEW_LEAST or self.gatherer.may_ask(group[0])
+
+    # -- lessons --------------------------------------------------------------------------
+
+    async def _lesson(
+        self,
+        domain: Domain,
+        group: Group,
+        rows: Sequence[Known],
+        local: Evidence,
+        in_force: Head | None,
+    ) -> None:
+        fetched, names = book.fetched_evidence(self.lessons.known(domain.id, False), time.time())
+        base = self._base(domain, group[1])
+        version = self._next(group)
+        if version > VERSION_MAX:
+            self.counters["versions used up"] += 1
+            return
+        lesson = await asyncio.to_thread(
+            learn, base, in_force or base, local, fetched, len(domain.labels), version, group[1]
+        )
+        self.counters["lessons"] += 1
+        self.trust[domain.id] = {names.get(s, b""): t for s, t in lesson.trust.items()}
+        state = book.IN_FORCE if lesson.verdict.accepted else book.REFUSED
+        self.lessons.keep(
+            Version(
+                *group, version, int(time.time() * 1000), state, lesson.rows,
+                self._report(domain, lesson, local, len(fetched.labels)),
+            )
+        )  # fmt: skip
+        log.info(
+            "head %d for model %s of %s: %s (%s)",
+            version, group[1].hex(), domain.name, state, lesson.verdict.why,
+        )  # fmt: skip
+        if lesson.verdict.accepted:
+            self.counters["accepted"] += 1
+            self.lessons.hold(book.held_of(rows, lesson.held, group[1]))
+
+    def _report(
+        self, domain: Domain, lesson: Lesson, local: Evidence, fetched: int
+    ) -> dict[str, Any]:
+        mine = (local.source == 0) & local.confirmed
+        judged = local.take(mine)
+        after = evaluate(lesson.held[mine], judged)
+        before = evaluate(judged.old, judged)
+        verdict = lesson.verdict
+        return {
+            "why": verdict.why,
+            "local": len(local.labels),
+            "judged": after.rows,
+            "fetched": fetched,
+            "learnt from": lesson.learnt_from,
+            "right before": round(before.right, 4),
+            "right": round(after.right, 4),
+            "better": round(verdict.better, 1),
+            "worse": round(verdict.worse, 1),
+            "recall of new labels": verdict.recall_new,
+            "recall before": verdict.recall_old,
+            "quarantined": sorted(
+                gateway.hex()
+                for gateway, one in self.trust.get(domain.id, {}).items()
+                if one.quarantined
+            ),
+        }
+
+    def _next(self, group: Group) -> int:
+        """A version number that no device of the group can know."""
+        known = [v.version for v in self.lessons.versions(*group) if v.state != book.REFUSED]
+        for agent in self.lessons.groups().get(group, ()):
+            head = self.box.head(agent)
+            known += [v for v in (head.queued, head.sent, head.in_force) if v is not None]
+        return max(known, default=0) + 1
+
+    def _head(self, group: Group) -> Head | None:
+        version = self.lessons.in_force(*group)
+        return compiled(version.rows) if version else None
+
+    def _base(self, domain: Domain, model: bytes) -> FloatHead | None:
+        """From the models folder; read again when it changes."""
+        files = sorted((self.folder / "models").glob("*.tflite"))
+        stamp = [(file.name, file.stat().st_mtime_ns) for file in files]
+        known = self._bases.get((domain.id, model))
+        if known is None or known[0] != stamp:
+            found = None
+            for file in files:
+                data = file.read_bytes()
+                if model_id(data) == model:
+                    found = base_of(data, domain)
+            known = self._bases[domain.id, model] = (stamp, found)
+        return known[1]
+
+    # -- what is taken back -----------------------------------------------------------------
+
+    def _review(self, group: Group, agents: set[bytes]) -> None:
+        """Take the head in force back when judged outcomes speak against it."""
+        now = self.lessons.in_force(*group)
+        if now is None:
+            return
+        rows = self.lessons.known(group[0], True)
+        made, right, only_own, only_head = book.live(rows, group[1], now.version)
+        promised = float(now.report.get("right", 0.0))
+        bad = worse(only_own, only_head)
+        if not bad and not (only_own >= only_head and dropped(right, made, promised)):
+            return
+        self.counters["taken back"] += 1
+        self.lessons.set_state(now, book.TAKEN_BACK)
+        self.lessons.unhold(*group)
+        before = next((v for v in self.lessons.versions(*group) if v.state == book.REPLACED), None)
+        log.warning(
+            "head %d of model %s is taken back: %d of %d right, alone %d more",
+            now.version, group[1].hex(), right, made, only_own - only_head,
+        )  # fmt: skip
+        if before is not None:
+            version = self._next(group)
+            again = [encode_row(decode_row(row)._replace(version=version)) for row in before.rows]
+            report = {**before.report, "again": before.version}
+            made_ms = int(time.time() * 1000)
+            self.lessons.keep(Version(*group, version, made_ms, book.IN_FORCE, again, report))
+
+    # -- mail -----------------------------------------------------------------------------
+
+    def _deliver(self, domain: Domain, group: Group, agents: set[bytes]) -> None:
+        versions = self.lessons.versions(*group)
+        current = next((v for v in versions if v.state == book.IN_FORCE), None)
+        back = {v.version for v in versions if v.state == book.TAKEN_BACK}
+        for agent in sorted(agents):
+            head = self.box.head(agent)
+            if current is None:
+                if head.in_force in back or head.queued in back:
+                    version = head.in_force if head.queued is None else head.queued
+                    body = encode_clear(CLEAR_HEAD, version or 0)
+                    self.box.put(agent, CLEAR, body, 0, 0, HEAD_KEY)
+            elif current.version not in (head.in_force, head.queued):
+                expires = int(time.time() * 1000) + HEAD_EXPIRES_MS
+                put = self.box.put_head(agent, current.version, current.rows, expires)
+                self.counters["heads queued" if not put.reason else f"mail {put.reason}"] += 1
+        if self.settings.neighbours:
+            self._neighbours(domain, group, agents)
+
+    def _neighbours(self, domain: Domain, group: Group, agents: set[bytes]) -> None:
+        rows = [row for row in self.lessons.known(domain.id, True) if row.model == group[1]]
+        trust = self.trust.get(domain.id, {})
+        others = [
+            row
+            for row in self.lessons.known(domain.id, False)
+            if (one := trust.get(row.gateway)) is None or not one.quarantined
+        ]
+        expires = int(time.time() * 1000) + NEIGHBOUR_EXPIRES_MS
+        for agent in sorted(agents):
+            chosen = choose(
+                [row for row in rows if row.agent == agent] or rows,
+                others, len(domain.labels), self.settings.neighbours, time.time(),
+            )  # fmt: skip
+            for outcome, body in chosen:
+                put = self.box.put(agent, 2, body, 2, expires, outcome)
+                self.counters["neighbours queued" if not put.reason else f"mail {put.reason}"] += 1
+
+    def _take_found(self, agents: set[bytes], domain: bytes) -> None:
+        """What watching brought is evidence, too; it is not fetched again."""
+        taken = []
+        for agent in agents:
+            for row in self._router.db.found(agent, 200):
+                if row.domain == domain:
+                    self._take_one(row)
+                    taken.append(row.id)
+        if taken:
+            self._router.db.take_found(taken, int(time.time() * 1000))
+
+    def _take_one(self, row: Any) -> None:
+        from gateway.voucher import open_voucher
+
+        peer = self._router.network.peer(row.gateway)
+        if peer is None or peer.revoked_ms is not None:
+            return
+        try:
+            voucher = open_voucher(self._router.crypto, row.gateway, peer.public, row.voucher)
+        except EdgeError:
+            self.counters["found but not believed"] += 1
+            return
+        known = self.gatherer.known_of(row.gateway, row.voucher, voucher.facts)
+        if known is not None:
+            self.lessons.add([known])
+
+    # -- what people may want to know ---------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        if not self.settings.on:
+            return {"on": False}
+        takers = self.takers()
+        return {
+            "on": True,
+            "devices that take mail": len(takers),
+            "budget": {"bytes a day": self.gatherer.budget, "spent today": self.gatherer.spent},
+            "counters": {**self.gatherer.counters, **self.counters},
+            "groups": [
+                self._group_status(group, agents)
+                for group, agents in sorted(self.lessons.groups().items())
+            ],
+        }
+
+    def _group_status(self, group: Group, agents: set[bytes]) -> dict[str, Any]:
+        domain = self._router.domains.get(group[0])
+        names = {peer.gateway: peer.name for peer in self._router.network.peers()}
+        rows = self.lessons.known(group[0], True)
+        heads = []
+        for one in self.lessons.versions(*group)[:8]:
+            made, right, only_own, only_head = book.live(rows, group[1], one.version)
+            heads.append(
+                {
+                    "version": one.version,
+                    "state": one.state,
+                    "made_ms": one.made_ms,
+                    **one.report,
+                    "live": {
+                        "judged": made, "right": right,
+                        "only alone right": only_own, "only with it right": only_head,
+                    },
+                }
+            )  # fmt: skip
+        devices = {agent.hex(): self.box.head(agent) for agent in sorted(agents)}
+        return {
+            "domain": domain.name if domain else group[0].hex(),
+            "model": group[1].hex(),
+            "local": sum(row.model == group[1] for row in rows),
+            "judged": sum(row.model == group[1] and row.confirmed for row in rows),
+            "fetched": len(self.lessons.known(group[0], False)),
+            "heads": heads,
+            "devices": {
+                name: {"queued": head.queued, "in force": head.in_force}
+                for name, head in devices.items()
+            },
+            "origins": {
+                names.get(gateway, gateway.hex()): {
+                    "judged": one.judged,
+                    "agreed": round(one.agreed, 3),
+                    "expected": round(one.expected, 3),
+                    "doubted": one.doubted,
+                    "quarantined": one.quarantined,
+                    "weight": round(one.weight, 1),
+                }
+                for gateway, one in self.trust.get(group[0], {}).items()
+            },
+        }

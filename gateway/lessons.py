@@ -1,0 +1,271 @@
+"""What a gateway has to learn from, and what it has learnt: two tables of routing.db.
+
+`evidence` holds one row for each outcome, local or fetched, that lessons may use; it is bounded per
+label, judged outcomes stay longest. `heads` holds every version that was tried. Losing both loses
+little: local evidence is read again from gateway.db, fetched evidence is fetched again, and version
+numbers go on from what devices say they have.
+
+A head belongs to a domain and a model: devices that run the same model share it.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from edge_agent import cbor
+from edge_agent.head import Head
+from gateway import heads, learner
+from gateway.heads import HERE, UNKNOWN, Evidence, Ints
+from gateway.routing_db import RoutingDb
+
+# Newest of each label that are kept, local and of all others together.
+CONFIRMED_KEPT = 400
+GUESSES_KEPT = 200
+
+IN_FORCE, REPLACED, TAKEN_BACK, REFUSED = "in force", "replaced", "taken back", "refused"
+
+
+class Known(NamedTuple):
+    """An outcome to learn from. gateway: whose it is.  model: 8 bytes, b"" when not known.
+    label: true as far as known.  said: what the device concluded; own: by its model alone.
+    head: the version that decided, None for the model's own.  held: what the head in force says
+    of it without having learnt from it, None where that was not noted."""
+
+    outcome: bytes
+    gateway: bytes
+    agent: bytes
+    domain: bytes
+    model: bytes
+    label: int
+    said: int
+    own: int
+    confidence: int
+    confirmed: bool
+    head: int | None
+    depth: int
+    utc_s: int
+    held: int | None
+    vector: bytes
+
+
+class Version(NamedTuple):
+    """A head that was made. rows: bodies of its boxes.  report: what people may want to know."""
+
+    domain: bytes
+    model: bytes
+    version: int
+    made_ms: int
+    state: str
+    rows: list[bytes]
+    report: dict[str, Any]
+
+
+_COLUMNS = ", ".join(Known._fields)
+
+
+class Lessons:
+    """gateway: this one."""
+
+    def __init__(self, db: RoutingDb, gateway: bytes) -> None:
+        self._db = db
+        self._gateway = gateway
+
+    # -- evidence -------------------------------------------------------------------------
+
+    def add(self, rows: Iterable[Known]) -> int:
+        """Take in outcomes; how many were new."""
+        marks = ",".join("?" * len(Known._fields))
+        new = 0
+        with self._db.batch():
+            for row in rows:
+                sql = f"INSERT OR IGNORE INTO evidence ({_COLUMNS}) VALUES ({marks})"  # noqa: S608
+                new += self._db.run(sql, row).rowcount
+        return new
+
+    def judge(self, outcome: bytes, label: int) -> bool:
+        """Somebody said what an outcome really was. False: it is not here, or was known."""
+        changed = self._db.run(
+            "UPDATE evidence SET label = ?, confirmed = 1"
+            " WHERE outcome = ? AND NOT (confirmed = 1 AND label = ?)",
+            (label, outcome, label),
+        )
+        return changed.rowcount > 0
+
+    def prune(self, domain: bytes) -> None:
+        """Within bounds again; the newest of each label stay."""
+        for ours in (True, False):
+            for confirmed, most in ((1, CONFIRMED_KEPT), (0, GUESSES_KEPT)):
+                self._db.run(
+                    "DELETE FROM evidence WHERE id IN (SELECT id FROM (SELECT id, row_number()"
+                    " OVER (PARTITION BY label ORDER BY utc_s DESC, id DESC) AS place FROM"
+                    " evidence WHERE domain = ? AND (gateway = ?) = ? AND confirmed = ?)"
+                    " WHERE place > ?)",
+                    (domain, self._gateway, ours, confirmed, most),
+                )
+
+    def forget(self, gateways: Iterable[bytes]) -> int:
+        """Of peers that are trusted no more."""
+        count = 0
+        for gateway in gateways:
+            count += self._db.run("DELETE FROM evidence WHERE gateway = ?", (gateway,)).rowcount
+        return count
+
+    def known(self, domain: bytes, ours: bool) -> list[Known]:
+        """In order of time."""
+        rows = self._db.run(
+            f"SELECT {_COLUMNS} FROM evidence WHERE domain = ?"  # noqa: S608
+            " AND (gateway = ?) = ? ORDER BY utc_s, id",
+            (domain, self._gateway, ours),
+        )
+        return [Known(*row) for row in rows]
+
+    def ids(self, domain: bytes) -> frozenset[bytes]:
+        rows = self._db.run("SELECT outcome FROM evidence WHERE domain = ?", (domain,))
+        return frozenset(outcome for (outcome,) in rows)
+
+    def origins(self) -> set[bytes]:
+        rows = self._db.run("SELECT DISTINCT gateway FROM evidence")
+        return {gateway for (gateway,) in rows} - {self._gateway}
+
+    def groups(self) -> dict[tuple[bytes, bytes], set[bytes]]:
+        """(domain, model) -> devices of this gateway that run it; each by its newest outcome."""
+        rows = self._db.run(
+            "SELECT domain, model, agent FROM evidence e WHERE gateway = ? AND id ="
+            " (SELECT max(id) FROM evidence WHERE agent = e.agent AND gateway = e.gateway)",
+            (self._gateway,),
+        )
+        found: dict[tuple[bytes, bytes], set[bytes]] = {}
+        for domain, model, agent in rows:
+            found.setdefault((domain, model), set()).add(agent)
+        return found
+
+    def hold(self, held: Iterable[tuple[bytes, int]]) -> None:
+        """(outcome, label): what the head now in force says without having learnt from it."""
+        self._db.run_many(
+            "UPDATE evidence SET held = ? WHERE outcome = ?",
+            ((label, outcome) for outcome, label in held),
+        )
+
+    def unhold(self, domain: bytes, model: bytes) -> None:
+        self._db.run(
+            "UPDATE evidence SET held = NULL WHERE domain = ? AND model = ? AND held NOT NULL",
+            (domain, model),
+        )
+
+    # -- heads ----------------------------------------------------------------------------
+
+    def keep(self, one: Version) -> None:
+        """A version, accepted or not; of refused ones only the newest is kept."""
+        with self._db.batch():
+            if one.state == IN_FORCE:
+                self._db.run(
+                    "UPDATE heads SET state = ? WHERE domain = ? AND model = ? AND state = ?",
+                    (REPLACED, one.domain, one.model, IN_FORCE),
+                )
+            self._db.run(
+                "DELETE FROM heads WHERE domain = ? AND model = ? AND state = ?",
+                (one.domain, one.model, REFUSED),
+            )
+            self._db.run(
+                "INSERT OR REPLACE INTO heads VALUES (?,?,?,?,?,?,?)",
+                (
+                    one.domain, one.model, one.version, one.made_ms, one.state,
+                    cbor.encode(list(one.rows)), json.dumps(one.report),
+                ),
+            )  # fmt: skip
+
+    def set_state(self, one: Version, state: str) -> None:
+        self._db.run(
+            "UPDATE heads SET state = ? WHERE domain = ? AND model = ? AND version = ?",
+            (state, one.domain, one.model, one.version),
+        )
+
+    def versions(self, domain: bytes, model: bytes) -> list[Version]:
+        """Newest first."""
+        rows = self._db.run(
+            "SELECT * FROM heads WHERE domain = ? AND model = ? ORDER BY version DESC",
+            (domain, model),
+        )
+        return [_version(row) for row in rows]
+
+    def in_force(self, domain: bytes, model: bytes) -> Version | None:
+        return next((v for v in self.versions(domain, model) if v.state == IN_FORCE), None)
+
+
+def _version(row: Sequence[Any]) -> Version:
+    bodies = cbor.decode(row[5], 2, 1024)
+    assert isinstance(bodies, list)
+    domain, model, version, made_ms, state = row[:5]
+    return Version(domain, model, version, made_ms, state, bodies, json.loads(row[6]))
+
+
+# -- from rows to arrays ----------------------------------------------------------------------
+
+
+def local_evidence(
+    rows: Sequence[Known], model: bytes, now_s: float, in_force: "Head | None"
+) -> Evidence:
+    """Rows of this gateway. Those of devices with another model are from HERE, too, but are no
+    judges of this one's head: they get a source of their own."""
+    own = [_old(row, in_force) if row.model == model else UNKNOWN for row in rows]
+    found = _evidence(rows, [HERE if row.model == model else -1 for row in rows], own, now_s, False)
+    if in_force is not None and len(rows):
+        ask = np.array([row.model == model and _untold(row, in_force) for row in rows])
+        if ask.any():
+            found.old[ask] = heads.predict(in_force, found.vectors[ask])
+    return found
+
+
+def fetched_evidence(rows: Sequence[Known], now_s: float) -> tuple[Evidence, dict[int, bytes]]:
+    """Rows of others, and which gateway each source number is."""
+    names = {gateway: i for i, gateway in enumerate(sorted({row.gateway for row in rows}), 1)}
+    source = [names[row.gateway] for row in rows]
+    found = _evidence(rows, source, [UNKNOWN] * len(rows), now_s, True)
+    return found, {i: gateway for gateway, i in names.items()}
+
+
+def _evidence(
+    rows: Sequence[Known], source: list[int], old: list[int], now_s: float, foreign: bool
+) -> Evidence:
+    return heads.evidence(
+        [row.vector for row in rows],
+        [row.label for row in rows],
+        [
+            learner.weigh(row.confirmed, row.confidence, now_s - row.utc_s, row.depth, foreign)
+            for row in rows
+        ],
+        source,
+        old,
+        [row.confirmed for row in rows],
+    )
+
+
+def _old(row: Known, in_force: "Head | None") -> int:
+    if in_force is None:
+        return row.own
+    if row.held is not None:
+        return row.held
+    return row.said if row.head == in_force.version else UNKNOWN
+
+
+def _untold(row: Known, in_force: Head) -> bool:
+    return row.held is None and row.head != in_force.version
+
+
+def live(rows: Iterable[Known], model: bytes, version: int) -> tuple[int, int, int, int]:
+    """Of the judged outcomes that a head decided: how many, right ones, those that only the
+    model alone had right, those that only the head had."""
+    made = [row for row in rows if row.model == model and row.head == version and row.confirmed]
+    right = sum(row.said == row.label for row in made)
+    only_own = sum(row.own == row.label != row.said for row in made)
+    only_head = sum(row.said == row.label != row.own for row in made)
+    return len(made), right, only_own, only_head
+
+
+def held_of(rows: Sequence[Known], held: Ints, model: bytes) -> Iterator[tuple[bytes, int]]:
+    """For Lessons.hold, of the rows that local_evidence was made of."""
+    for row, label in zip(rows, held.tolist(), strict=True):
+        if row.model == model and label != UNKNOWN:
+            yield row.outcome, label
