@@ -22,6 +22,7 @@ from gateway.routing_config import RoutingConfig
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 ROUTING = (ROOT / "docs" / "routing.md").read_text()
+YOURS = (ROOT / "docs" / "your-domain.md").read_text()
 WINDOWS_OF_PERSON_4 = 226
 # Background jobs of the shell are its children: it ends them, by id, however it ends itself.
 TIDY = "trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT\n"
@@ -161,6 +162,32 @@ def test_routing_training(clone):
     np.save(clone / "mine.npy", rng.integers(-100, 100, (300, 64)).astype(np.int8))
     script = next(b for b in re.findall(r"```sh\n(.*?)```", ROUTING, re.S) if "train" in b)
     assert re.search(r"^version +2$", run_shell(script, clone), re.M)
+
+
+def test_your_domain_walk(clone):
+    """docs/your-domain.md from top to bottom, in one shell."""
+    shutil.copytree(ROOT / "examples", clone / "examples")
+    script = ""
+    for language, block in re.findall(r"^```(\w+ ?[\w/.]*)\n(.*?)^```", YOURS, re.M | re.S):
+        if language == "sh":
+            script += block
+        elif language == "python":
+            script += f"python - <<'END'\n{block}END\n"
+        else:
+            name = language.removeprefix("json ")
+            script += f"cat > {name} <<'END'\n{block}END\n"
+    assert "--port 1883" in script
+    output = run_shell(script.replace("1883", str(free_port())), clone)
+    assert re.search(r"^fan\.tflite +\d+ bytes, right in \d", output, re.M)
+    assert (clone / "owner.key").stat().st_mode & 0o777 == 0o600
+    said = [json.loads(line) for line in (clone / "outcomes.jsonl").read_text().splitlines()]
+    # 4,500 samples, windows of 64 every 32.
+    assert len(said) == (4500 - 64) // 32 + 1
+    assert {row["label_name"] for row in said} == {"off", "turning", "unbalanced"}
+    assert re.search(r"^fan-2 +at cellar +92 outcomes: ", output, re.M)
+    found = re.search(r"^unbalanced: 2 found\n((?: +-?\d\.\d+ .*\n){2})", output, re.M)
+    assert found and {line.split()[1] for line in found[1].splitlines()} == {"hall"}
+    assert re.search(r"^written +fan/fan\.domain, extended$", output, re.M)
 
 
 def test_routes_in_the_documents_are_routes(clone):
