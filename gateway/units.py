@@ -158,7 +158,7 @@ def _start(facts: Facts, command: str, restart: str) -> str:
     path = f"Environment=PYTHONPATH={facts.pythonpath}\n" if facts.pythonpath else ""
     return (
         f"{path}Environment=PYTHONDONTWRITEBYTECODE=1\nExecStart={command}\n"
-        f"Restart={restart}\nRestartSec=2\nTimeoutStopSec=30\n"
+        f"Restart={restart}\nRestartSec=2\nTimeoutStartSec=180\nTimeoutStopSec=30\n"
     )
 
 
