@@ -6,13 +6,13 @@
     start(make_board)
 
 Which files are in force is in /edge.json, written by `edge-agent flash`: its "slot" names the
-folder with device.json. The console gets a line of JSON behind "edge: " for each thing that
-somebody who waits there wants to know, and nothing secret:
+folder with device.json. The console gets a line for each thing that somebody who waits there
+wants to know, and nothing secret: "edge: ", a word, and JSON.
 
-    {"ready": ..}   the agent stands: journal id, boot, records waiting, free heap
-    {"acked": n}    the gateway has confirmed n records since power-on; when there is news
-    {"event": ..}   a warning or an error of the agent
-    {"failed": ..}  it ended; the REPL follows
+    ready    the agent stands: its id, journal id, boot, records waiting, free heap
+    acked    the gateway has confirmed so many records since power-on; when there is news
+    event    a warning or an error of the agent
+    failed   it ended with an error; the REPL follows. stopped: somebody pressed Ctrl-C
 """
 
 import asyncio
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from edge_agent.interfaces import Board
 
 SWITCH = "/edge.json"
-_LOOK_MS = 250
+_LOOK_MS, _LATER_MS = 250, 10000  # until the first ack, and after it
 # Without a threshold garbage is collected when the heap is full, and what lives lies all over it.
 _THRESHOLD = 4096
 
 
-def say(**fields: "Any") -> None:
-    print("edge: " + json.dumps(fields))
+def say(word: str, **fields: "Any") -> None:
+    print("edge: " + word + " " + json.dumps(fields))
 
 
 def folder() -> str:
@@ -50,18 +50,18 @@ def folder() -> str:
 
 def _tell(event: "Event") -> None:
     if event.level in ("warning", "error"):
-        say(event=event.name, level=event.level, fields=str(event.fields))
+        say("event", name=event.name, level=event.level, fields=str(event.fields))
 
 
 async def _watch(agent: Agent) -> None:
     """Say when the gateway confirmed more; asked for, so that the agent need not know us."""
     told = 0
     while True:
-        await asyncio.sleep(_LOOK_MS / 1000)
+        await asyncio.sleep((_LATER_MS if told else _LOOK_MS) / 1000)
         acked = agent.core.delivery.counters.get("confirmed", 0)
         if acked != told:
             told = acked
-            say(acked=acked)
+            say("acked", records=acked)
 
 
 async def _run(
@@ -71,8 +71,9 @@ async def _run(
 ) -> None:
     config = Config.load(folder() + "/device.json")
     with open(config.domain, "rb") as file:
-        # Its signature was checked before it came here: boards have no Ed25519.
-        domain = Domain.load(file.read(), StockCrypto(), verify=False)
+        # Its signature was checked before it came here: boards have no Ed25519. lean: without it
+        # the first outcome builds a table of 17 KB, and a megabyte of garbage.
+        domain = Domain.load(file.read(), StockCrypto(), verify=False, lean=True)
     board = make_board(config, domain)
     committed = None
     if on_committed is not None:
@@ -86,7 +87,8 @@ async def _run(
     gc.collect()
     facts: Any = agent.journal.stats()
     say(
-        ready=config.agent.hex(),
+        "ready",
+        agent=config.agent.hex(),
         journal=agent.journal.journal_id.hex(),
         boot=agent.journal.boot,
         pending=sum(facts["pending"]),
@@ -120,7 +122,7 @@ def start(
     try:
         asyncio.run(_run(make_board, on_committed, on_ready))
     except KeyboardInterrupt:
-        say(stopped=True)
+        say("stopped")
     except Exception as error:
-        say(failed=repr(error))
+        say("failed", error=repr(error))
         raise

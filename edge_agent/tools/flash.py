@@ -5,9 +5,11 @@ place leaves one or the other, or a board that says it is half-flashed and is fi
 running the same command again:
 
     look      what the board is, what it has: both slots, each file with its hash
-    copy      files into the slot that is not in force; what is there already stays
-    rom       with ROMFS: the first block is erased first and written last, so that a torn image
-              is none; there is one partition, so the old agent in it is gone meanwhile
+    copy      files into the slot that is not in force; what is there already stays, and what
+              the other slot has is copied on the board
+    rom       with ROMFS: blocks that differ; the first one is erased first and written last, so
+              that a torn image is none. There is one partition: the old agent in it is gone
+              meanwhile
     verify    every file and the image are hashed on the board
     switch    /edge.json, by renaming; then main.py, by renaming, unless it is there
     tidy      the other slot goes
@@ -39,16 +41,11 @@ try:
 except OSError:
     pass
 rom = vfs.rom_ioctl(2, 0)
-def rom_hash(n):
-    h = hashlib.sha256()
-    m = memoryview(bytearray(rom.ioctl(5, 0)))
-    k = 0
-    while n > 0:
-        rom.readblocks(k, m)
-        h.update(m[:min(n, len(m))])
-        n -= len(m)
-        k += 1
-    return hexlify(h.digest()).decode()
+def rom_hashes(n):
+    b = bytearray(rom.ioctl(5, 0))
+    for k in range(n):
+        rom.readblocks(k, b)
+        print(json.dumps(hexlify(hashlib.sha256(b).digest()).decode()))
 """
 
 
@@ -57,9 +54,10 @@ class Plan(NamedTuple):
 
     slot: str
     send: "dict[str, bytes]"
+    same: "dict[str, str]"  # path -> a file of the other slot with that content
     stale: "list[str]"
     kept: int  # files that are there already
-    rom: bool  # the image has to be written
+    rom: "list[int]"  # blocks of the image to be written
     done: bool
     found: str
 
@@ -70,21 +68,39 @@ def plan(repl: Repl, facts: Facts, freight: Freight) -> Plan:
     for slot in SLOTS:
         for path, size, digest in repl.lines(f"tree('/edge-{slot}')"):
             there[path] = size, digest
-    rom = False
-    if freight.romfs:
+    rom: list[int] = []
+    if freight.romfs and len(freight.image) <= facts.rom:
         repl.exec(_ROM)
-        rom = repl.ask(f"rom_hash({len(freight.image)})") != _hash(freight.image)
+        rom = _differing(repl, freight.image, facts.rom_block)
     active = str(facts.edge.get("slot", ""))
     if active in SLOTS and facts.edge.get("id") == freight.id:
         slot = active
         send, stale, kept = _compare(there, freight, slot)
         if not send and not rom:
             done = facts.main == _hash(MAIN) and not _other(there, slot)
-            return Plan(slot, {}, stale, kept, False, done, _state(facts, there))
+            return Plan(slot, {}, {}, stale, kept, [], done, _state(facts, there))
     slot = "b" if active == "a" else "a"
     send, stale, kept = _compare(there, freight, slot)
     _room(facts, freight, there, slot, send, stale)
-    return Plan(slot, send, stale, kept, rom, False, _state(facts, there))
+    at = {digest: path for path, (size, digest) in there.items() if size > 0 and _in(path, active)}
+    same = {path: at[_hash(data)] for path, data in send.items() if _hash(data) in at}
+    send = {path: data for path, data in send.items() if path not in same}
+    return Plan(slot, send, same, stale, kept, rom, False, _state(facts, there))
+
+
+def _in(path: str, slot: str) -> bool:
+    return path.startswith(f"/edge-{slot}/")
+
+
+def _blocks(image: bytes, block: int) -> "list[bytes]":
+    return [image[at : at + block].ljust(block, b"\xff") for at in range(0, len(image), block)]
+
+
+def _differing(repl: Repl, image: bytes, block: int) -> "list[int]":
+    """Blocks of the image that are not in ROMFS as they should be."""
+    wanted = [_hash(data) for data in _blocks(image, block)]
+    found = repl.lines(f"rom_hashes({len(wanted)})")
+    return [k for k, digest in enumerate(wanted) if digest != found[k]]
 
 
 def _state(facts: Facts, there: "dict[str, tuple[int, str]]") -> str:
@@ -107,7 +123,7 @@ def _compare(
     stale = [
         path
         for path, (size, _) in there.items()
-        if path.startswith(f"/edge-{slot}/")
+        if _in(path, slot)
         and path not in wanted
         and not (size < 0 and any((f + "/").startswith(path + "/") for f in folders))
     ]
@@ -115,7 +131,7 @@ def _compare(
 
 
 def _other(there: "dict[str, tuple[int, str]]", slot: str) -> bool:
-    return any(not path.startswith(f"/edge-{slot}/") for path in there)
+    return any(not _in(path, slot) for path in there)
 
 
 def _room(
@@ -159,37 +175,42 @@ def copy(
         repl.exec(f"try:\n os.remove({path!r})\nexcept OSError:\n away({path!r})")
     made: set[str] = set()
     # The key last: a slot without it is nobody's yet.
-    for path in sorted(todo.send, key=lambda p: (p.endswith("/" + DEVICE), p)):
+    for path in sorted({*todo.send, *todo.same}, key=lambda p: (p.endswith("/" + DEVICE), p)):
         parts = path.split("/")[1:-1]
         for n in range(1, len(parts) + 1):
             folder = "/" + "/".join(parts[:n])
             if folder not in made:
                 repl.exec(f"try:\n os.mkdir({folder!r})\nexcept OSError:\n pass")
                 made.add(folder)
-        repl.put(path, todo.send[path], sent)
+        if path in todo.same:
+            repl.exec(f"same({todo.same[path]!r}, {path!r})")
+        else:
+            repl.put(path, todo.send[path], sent)
 
 
-def write_rom(repl: Repl, image: bytes, block: int, sent: "Callable[[int], None]") -> None:
-    """Write the image, its first block last. Broken, StoreError."""
-    count = -(-len(image) // block)
-    for k in range(count):
-        repl.exec(f"n = rom.ioctl(6, {k})")
+def write_rom(
+    repl: Repl, image: bytes, block: int, which: "list[int]", sent: "Callable[[int], None]"
+) -> None:
+    """Write these blocks of the image, the first one last. Broken, StoreError."""
+    parts = _blocks(image, block)
+    repl.exec("n = rom.ioctl(6, 0)")
     piece = next(n for n in (2048, 1024, 512, block) if block % n == 0)
-    for k in [*range(1, count), 0]:
-        part = image[k * block : (k + 1) * block]
-        for at in range(0, len(part), piece):
-            data = part[at : at + piece].ljust(piece, b"\xff")
-            repl.exec(f"rom.writeblocks({k}, a2b_base64({base64(data)!r}), {at})")
-            sent(len(part[at : at + piece]))
+    for k in [*[k for k in which if k], 0]:
+        if k:
+            repl.exec(f"n = rom.ioctl(6, {k})")
+        for at in range(0, block, piece):
+            data = base64(parts[k][at : at + piece])
+            repl.exec(f"rom.writeblocks({k}, a2b_base64({data!r}), {at})")
+            sent(piece)
 
 
-def verify(repl: Repl, freight: Freight, slot: str) -> int:
+def verify(repl: Repl, freight: Freight, slot: str, block: int) -> int:
     """Hash everything on the board; how many files. StoreError names what differs."""
     found = {path: digest for path, _, digest in repl.lines(f"tree('/edge-{slot}')")}
     wanted = freight.slot(slot)
     wrong = [path for path, data in wanted.items() if found.get(path) != _hash(data)]
-    if freight.romfs and repl.ask(f"rom_hash({len(freight.image)})") != _hash(freight.image):
-        wrong.append("ROMFS")
+    if freight.romfs:
+        wrong += [f"block {k} of ROMFS" for k in _differing(repl, freight.image, block)]
     if wrong:
         raise StoreError(
             f"{', '.join(wrong[:3])} came out differently ({len(wrong)} in all)",
@@ -238,23 +259,24 @@ def wait(repl: Repl, seconds: float, tell: "Callable[[str], None]") -> Started:
     events: list[str] = []
     last = ""
     for line in repl.console(time.monotonic() + seconds):
-        if not line.startswith("edge: "):
+        start, word, rest = (line + "  ").split(" ", 2)
+        if start != "edge:":
             last = line or last
             continue
         try:
-            said = json.loads(line[6:])
+            said = json.loads(rest)
         except ValueError:
             continue
-        if "ready" in said:
+        if word == "ready":
             ready = said
-            tell(f"agent {said['ready']} is ready, boot {said.get('boot')}, waiting for an ack")
-        elif "acked" in said:
-            return Started(ready, int(said["acked"]), events)
-        elif "failed" in said or "half" in said:
-            raise RemoteError("agent-failed", str(said.get("failed", said.get("half"))))
-        elif "event" in said:
-            events.append(str(said["event"]))
-            tell(f"{said.get('level')}: {said['event']} {said.get('fields')}")
+            tell(f"agent {said['agent']} is ready, boot {said['boot']}, waiting for an ack")
+        elif word == "acked":
+            return Started(ready, int(said["records"]), events)
+        elif word in ("failed", "half"):
+            raise RemoteError("agent-failed", str(said["error"]))
+        elif word == "event":
+            events.append(str(said["name"]))
+            tell(f"{said['level']}: {said['name']} {said['fields']}")
     if not ready:
         raise RemoteError("no-start", f"the agent did not start within {seconds:g} s; {last}")
     why = ", ".join(sorted(set(events))) or "nothing was sensed, or nothing reached the gateway"
@@ -275,9 +297,9 @@ def flash(
     copy(repl, todo, sent, step)
     if todo.rom:
         step("rom")
-        write_rom(repl, freight.image, facts.rom_block, sent)
+        write_rom(repl, freight.image, facts.rom_block, todo.rom, sent)
     step("verify")
-    count = verify(repl, freight, todo.slot)
+    count = verify(repl, freight, todo.slot, facts.rom_block)
     switch(repl, freight, todo.slot, step)
     return count
 

@@ -120,7 +120,8 @@ def _bring(
         "micropython": ".".join(map(str, facts.version)),
         "place": "romfs" if load.romfs else "files",
         "port": repl.device,
-        "send": sum(map(len, todo.send.values())) + len(load.image) * todo.rom,
+        "send": sum(map(len, todo.send.values()))
+        + len({0, *todo.rom}) * facts.rom_block * bool(todo.rom),
         "slot": todo.slot,
         "version": load.version,
     }

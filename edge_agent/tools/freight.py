@@ -57,7 +57,7 @@ if _path:
     sys.path.insert(0, _path)
     import edge_app
 else:
-    print('edge: {"half": "half-flashed; run edge-agent flash again"}')
+    print('edge: half {"error": "half-flashed: run edge-agent flash again"}')
 """
 _PROGRAM = """from mpy_port.boards.{module} import make_board
 from mpy_port.start import start

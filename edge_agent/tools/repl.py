@@ -48,6 +48,15 @@ def tree(at):
             tree(path)
         else:
             print(json.dumps([path, os.stat(path)[6], hash_of(path)]))
+def same(source, path):
+    with open(source, "rb") as old:
+        with open(path, "wb") as new:
+            b = bytearray(512)
+            while True:
+                n = old.readinto(b)
+                if not n:
+                    return
+                new.write(memoryview(b)[:n])
 def away(at):
     try:
         entries = list(os.ilistdir(at))
@@ -135,12 +144,13 @@ class Repl:
 
     def put(self, path: str, data: bytes, sent: "Callable[[int], None]") -> None:
         """Write a file; complete and durable when this returns. sent(bytes of a piece)."""
-        self.exec(f"f = open({path!r}, 'wb')")
-        for at in range(0, len(data), PIECE):
+        first, last = f"f = open({path!r}, 'wb')\n", "\nf.close()"
+        for at in range(0, max(1, len(data)), PIECE):
             piece = data[at : at + PIECE]
-            self.exec(f"n = f.write(a2b_base64({base64(piece)!r}))")
+            end = last if at + PIECE >= len(data) else ""
+            self.exec(f"{first}n = f.write(a2b_base64({base64(piece)!r})){end}")
+            first = ""
             sent(len(piece))
-        self.exec("f.close()")
 
     def start(self) -> None:
         """Leave the raw REPL and reset by software: boot.py and main.py run."""
