@@ -83,7 +83,7 @@ class Broken(StoreError):
 class Repl:
     """Open, interrupt, reset and be in the raw REPL. NoRepl, or StoreError of the port."""
 
-    def __init__(self, device: str, baud: int = 115200, seconds: float = 10.0) -> None:
+    def __init__(self, device: str, baud: int = 115200, seconds: float = 6.0) -> None:
         self.device = device
         self._module = extra("mpremote.transport_serial")
         check(device)
