@@ -19,7 +19,7 @@ import codebook_kit
 import network_kit
 import numpy as np
 from _fl_data import Ints, World
-from _fl_outcome import QUESTIONS, UNSURE, Site, announced, choose, local
+from _fl_outcome import NEIGHBOURS, QUESTIONS, UNSURE, Site, announced, choose, local
 from _recall_data import World as RecallWorld
 from recall import Announced
 
@@ -27,6 +27,7 @@ from edge_agent import frame as wire
 from edge_agent.cpython.signer import HostCrypto
 from edge_agent.domain import Domain
 from edge_agent.outcome import Outcome
+from edge_agent.synthesis import CONFIRMED, Neighbour, encode_neighbour
 from gateway import heads, learner, peers, pointer
 from gateway.cells import BUDGET
 from gateway.codebook import Codebook
@@ -87,11 +88,15 @@ def device_link(s: Site, k: int) -> "dict[str, int]":
             "0.3.0", 0, 300, 1007,
         ),
     )  # fmt: skip
+    neighbour = encode_neighbour(Neighbour(bytes(16), bytes(64), 300, 255, CONFIRMED, 0))
+    kept = [wire.seal(keys, wire.Box(70_000, 2, neighbour, 1000 + i)) for i in range(NEIGHBOURS)]
+    done = _mqtt("up", hello) + _mqtt("ack", ack)
     return {
         "frames": sum(len(one) for one in sealed),
         "outcomes, MQTT and acks": sum(_mqtt("up", one) for one in sealed)
         + len(sealed) * _mqtt("ack", ack),
-        "head": sum(_mqtt("box", one) for one in boxes) + _mqtt("up", hello) + _mqtt("ack", ack),
+        "head": sum(_mqtt("box", one) for one in boxes) + done,
+        "neighbours": sum(_mqtt("box", one) for one in kept) + 2 * done,
     }
 
 

@@ -1,13 +1,14 @@
 """Outcome routing beside federated learning: accuracy, bytes, who is left out, who loses.
 
     python benchmarks/federated.py [--quick] [--seeds N] [--jobs N] [--only PART] [--json FILE]
-                                   [--check] [--plots FOLDER]
+                                   [--check]
     python benchmarks/federated.py --tune
 
 One command; about half an hour with 20 seeds on two cores, minutes with --quick. Data and
 scenarios: _fl_data.py. Rivals: _fl_methods.py. Outcome routing as the gateway does it
 (gateway.heads, gateway.learner, and the integers of edge_agent.head): _fl_outcome.py. Many
-sites, a rare case, liars, different models: _fl_more.py. Bytes: _fl_bytes.py.
+sites, a rare case, liars, different models: _fl_more.py. Bytes: _fl_bytes.py. The full run
+checks its averaging against flwr, in an environment of its own (tools/flwr_env.sh, 470 MB).
 
 --tune prints how settings were chosen, on seeds and data of their own; no figure printed
 without it chose anything. Comparisons are paired by seed: the same sites, windows and labels.
@@ -153,8 +154,11 @@ def link_bytes(ledger: "dict[str, Any]", method: str) -> float:
         return cost.averaging(whole, rounds)
     if method == "fedproto":
         return cost.prototypes(ledger["classes"], ledger["width"], rounds)
-    if method.startswith(("learner", "outcome")) and not method.startswith("outcome, none: knn"):
-        return float(ledger["link"]["outcomes, MQTT and acks"] + ledger["link"]["head"])
+    link = ledger["link"]
+    if method == "device alone":
+        return float(link["outcomes, MQTT and acks"] + link["neighbours"])
+    if method.startswith(("learner", "outcome")):
+        return float(link["outcomes, MQTT and acks"] + link["head"])
     return 0.0
 
 
@@ -243,6 +247,9 @@ def goals(result: "dict[str, Any]") -> "list[str]":
         verdict = asked[f"{scenario}, all, 0% wrong"]["fedavg"]["tiny"]
         if verdict["difference"] < 0 and verdict["p"] < 0.05:
             missed.append(f"{scenario}: the tiny site, learner - FedAvg {verdict}")
+    for how, difference in result.get("flwr", {}).items():
+        if difference > 1e-5:
+            missed.append(f"{how} is not flwr's: {difference}")
     return missed
 
 
@@ -276,8 +283,14 @@ def main() -> int:
         result["ledgers"] = {scenario: ledgers(scenario) for scenario in SCENARIOS}
     for part in parts:
         for condition, found in result[part].items():
-            first = condition.split(",")[0]
-            show(condition, found, result.get("ledgers", {}).get(first))
+            first, *kind = condition.split(", ")
+            ledger = result.get("ledgers", {}).get(first) if "all" in kind else None
+            show(condition, found, ledger)
+    if not o.quick and not o.only:
+        import _fl_flwr
+
+        result["flwr"] = _fl_flwr.differences()
+        print("\nlargest difference from flwr's averaging:", result["flwr"])
     missed = goals(result) if "grid" in parts else []
     result["missed"] = missed
     result["seconds"] = round(time.monotonic() - started)

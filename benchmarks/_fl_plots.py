@@ -1,0 +1,167 @@
+"""The plots of docs/evidence.md, from the figures of federated.py.
+
+python benchmarks/_fl_plots.py benchmarks/results/federated.json docs/img
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _fl_stats import interval
+from _fl_svg import Plot, Series
+
+Found = dict[str, Any]  # method -> metric -> figures by seed
+
+PARETO = {
+    "the model as shipped": ("shipped",),
+    "local fine-tuning": ("local",),
+    "FedAvg, by rounds": ("fedavg, {} rounds", "fedavg"),
+    "FedAvg + local": ("fedavg + local",),
+    "FedAvg, head only": ("fedavg head, {} rounds", "fedavg head"),
+    "FedAvg head, int8": ("fedavg head int8",),
+    "outcome routing": ("learner",),
+}
+ROUNDS = (1, 2, 3, 5, 10, 20)
+
+
+def line(name: str, x: "list[float]", rows: "list[list[float]]", **more: Any) -> Series:
+    """Means and intervals over seeds."""
+    three = [interval(row) for row in rows]
+    y, low, high = ([one[i] for one in three] for i in range(3))
+    return Series(name, x, y, low, high, True, **more)
+
+
+def pareto(title: str, found: Found, link: "Callable[[str], float]") -> Plot:
+    series = []
+    for name, patterns in PARETO.items():
+        methods = [text.format(n) for text in patterns for n in (ROUNDS if "{}" in text else (0,))]
+        methods = [m for m in methods if m in found]
+        x = [link(m) / 1000 for m in methods]
+        texts = [""] * (len(methods) - 1) + ["30 rounds"] if len(methods) > 1 else []
+        series.append(line(name, x, [found[m]["mean"] for m in methods], texts=texts))
+    return Plot(title, "kB on a device's link, all in all", "mean accuracy", series, log=True)
+
+
+def over(
+    title: str,
+    x_name: str,
+    y_name: str,
+    x: "list[float]",
+    cells: "list[Found]",
+    methods: "dict[str, str]",
+    metric: str = "mean",
+    log: bool = False,
+) -> Plot:
+    """One line a method over conditions."""
+    series = [
+        line(name, x, [cell[method][metric] for cell in cells])
+        for name, method in methods.items()
+        if all(method in cell for cell in cells)
+    ]
+    return Plot(title, x_name, y_name, series, log=log)
+
+
+USUAL = {
+    "the model as shipped": "shipped",
+    "local fine-tuning": "local",
+    "FedAvg": "fedavg",
+    "outcome routing": "learner",
+}
+
+
+def spread(found: Found) -> Plot:
+    """How soon a new class is known where it never was."""
+    methods = [(n, f"fedavg, {n} rounds") for n in ROUNDS] + [(30, "fedavg")]
+    heads = [(n, f"fedavg head, {n} rounds") for n in ROUNDS] + [(30, "fedavg head")]
+    ours = found["learner"]["recall"]
+    series = [
+        line(name, [float(n) for n, _ in rows], [found[m]["recall"] for _, m in rows])
+        for name, rows in (("FedAvg", methods), ("FedAvg, head only", heads))
+    ]
+    series.append(line("outcome routing: one exchange", [1.0], [ours]))
+    return Plot(
+        "Recall of two new classes, at sites that never saw them",
+        "rounds",
+        "recall",
+        series,
+        log=True,
+    )
+
+
+def links(cells: "dict[int, Found]") -> Plot:
+    counts = sorted(cells)
+    x = [float(n) for n in counts]
+    found = [float(np.mean(cells[n]["learner"]["links"])) for n in counts]
+    series = [
+        Series("N (N - 1) / 2", x, [n * (n - 1) / 2 for n in counts], line=True, dashed=True),
+        Series("links of one lesson each", x, found, line=True),
+        Series(
+            "origins asked by a site",
+            x,
+            [float(np.mean(cells[n]["learner"]["origins asked"])) for n in counts],
+            line=True,
+        ),
+    ]
+    return Plot("Who learns from whom", "sites", "links", series, log=True, log_y=True)
+
+
+def draw(result: "dict[str, Any]", folder: Path) -> "list[Path]":
+    from federated import link_bytes
+
+    grid = result["grid"]
+    plots: dict[str, Plot] = {}
+    for scenario, title in (("novel", "Two new classes"), ("skew4", "4 of 7 classes a site")):
+        ledger = result["ledgers"][scenario]
+        plots[f"pareto-{scenario}"] = pareto(
+            f"{title}: accuracy and bytes",
+            grid[f"{scenario}, all, 0% wrong"],
+            lambda m, ledger=ledger: link_bytes(ledger, m),
+        )
+    plots["spread"] = spread(grid["novel, all, 0% wrong"])
+    noises = [0.0, 5.0, 20.0]
+    plots["noise"] = over(
+        "4 of 7 classes a site, some labels wrong",
+        "labels that are wrong, %",
+        "mean accuracy",
+        noises,
+        [grid[f"skew4, all, {n:.0f}% wrong"] for n in noises],
+        USUAL,
+    )
+    villages = {int(name.split()[0]): cell for name, cell in result["villages"].items()}
+    counts = sorted(villages)
+    plots["villages"] = over(
+        "More sites, 98 outcomes fetched by each",
+        "sites",
+        "mean accuracy",
+        [float(n) for n in counts],
+        [villages[n] for n in counts],
+        USUAL,
+        log=True,
+    )
+    plots["links"] = links(villages)
+    several = {**USUAL, "FedAvg, median": "fedavg median", "FedAvg, Krum": "fedavg krum"}
+    for scenario, title in (("iid", "all classes"), ("skew4", "4 of 7 classes")):
+        cells = [result["liars"][f"{scenario}, {n} liars"] for n in range(4)]
+        plots[f"liars-{scenario}"] = over(
+            f"Liars among 7 sites, {title} a site",
+            "liars",
+            "mean accuracy of honest sites",
+            [0.0, 1.0, 2.0, 3.0],
+            cells,
+            several,
+            "honest",
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    out = []
+    for name, plot in plots.items():
+        out.append(folder / f"federated-{name}.svg")
+        out[-1].write_text(plot.svg())
+    return out
+
+
+if __name__ == "__main__":
+    for path in draw(json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])):
+        print(path)
