@@ -202,6 +202,8 @@ class Gatherer:
             return []
         got = await self._router.fetch(gateway, endpoint, ids, near, deadline_s)
         self._spend(IDS_BYTES * len(ids) + sum(len(one.raw) for one in got))
+        for one in got:
+            self._router.lineage.note(one)
         return got
 
 

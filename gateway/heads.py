@@ -12,7 +12,9 @@ Fitting minimises, over weights W and biases b,
 with x in units of the evidence's own root mean square, so that `pull` means the same in every
 domain. W0, b0 are the base head: the model's own last layer where the gateway has the file, else
 zero. The sum is not divided by the number of outcomes: where there is little evidence the base
-stays, and a class that nobody has seen keeps its row. Labels share the weight (`BALANCE`): what
+stays, and a class that nobody has seen keeps its row. The base deserves as much pull as it
+explains: PULL times the fourth power of its recall, the mean over the labels of the evidence, so
+that a base which has never learnt some of them lets go. Labels share the weight (`BALANCE`): what
 is rare here need not be rare tomorrow, and a label of which a few outcomes were found must
 still be heard.
 
@@ -39,9 +41,9 @@ Bools = npt.NDArray[np.bool_]
 HERE = 0  # the source number of local evidence
 UNKNOWN = -1
 
-# Chosen on the watch data, see DESIGN.md: a weaker pull forgets labels that a site has not, a
+# Chosen on development data, see DESIGN.md: a weaker pull forgets labels that a site has not, a
 # stronger one is late for new classes.
-PULL = 12.0
+PULL, PULL_LEAST = 12.0, 1.0
 BALANCE = 1.0
 BALANCE_MOST = 8.0  # no outcome gains more than this by being of a rare label
 STEPS = 400
@@ -147,14 +149,17 @@ def fit(
     base: "FloatHead | None",
     rows: Evidence,
     labels: int,
-    pull: float = PULL,
+    pull: "float | None" = None,
     balance: float = BALANCE,
 ) -> FloatHead:
-    """The head that explains the evidence and stays near the base. labels: of the domain."""
+    """The head that explains the evidence and stays near the base. labels: of the domain.
+    pull: None for what the base deserves."""
     start = zero_head(labels) if base is None else base.widened(labels)
     weights = balanced(rows, labels, balance)
     if not weights.any():
         return start
+    if pull is None:
+        pull = deserved_pull(base, rows)
     x = rows.vectors.astype(np.float64)
     unit = float(np.sqrt((x * x).mean())) or 1.0
     x = np.concatenate([x / unit, np.ones((len(x), 1))], 1)
@@ -177,6 +182,15 @@ def fit(
         ahead = new + (speed - 1) / faster * (new - now)
         now, speed = new, faster
     return FloatHead(now[:, :-1] / unit, now[:, -1].copy())
+
+
+def deserved_pull(base: "FloatHead | None", rows: Evidence) -> float:
+    """See the module."""
+    if base is None:
+        return PULL_LEAST
+    recall = evaluate(base.logits(rows.vectors).argmax(1), rows).recall
+    explained = sum(recall.values()) / len(recall) if recall else 1.0
+    return PULL_LEAST + (PULL - PULL_LEAST) * explained**4
 
 
 def balanced(rows: Evidence, labels: int, balance: float) -> Floats:

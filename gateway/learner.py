@@ -54,7 +54,7 @@ from gateway.heads import (
 from gateway.sketch import Int8
 
 CONFIRMED = 4.0
-FOREIGN = 0.25
+FOREIGN = 0.125
 HALF_LIFE_S = 30 * 86_400
 DEPTH_MOST = 3  # longer chains of synthesis tell nothing
 CAP = 0.5
@@ -126,8 +126,8 @@ def plan_fetch(
 
 
 def exemplars(local: Evidence, label: int, first: Bools, count: int) -> Int8:
-    """Up to `count` vectors to ask with about a label: of its own outcomes where there are any,
-    else of all; those marked `first` before others, and far apart from each other."""
+    """Up to `count` vectors to ask with about a label: of its own outcomes, else of all; those
+    marked `first` before others, and far apart."""
     mine = np.flatnonzero(local.labels == label)
     rows = mine if len(mine) >= KNOWN else np.arange(len(local.labels))
     if not len(rows):
@@ -166,9 +166,8 @@ def weigh(
 
 
 class Trust(NamedTuple):
-    """An origin, judged by what is known here. judged: outcomes that could be.  agreed: share of
-    them that fit.  expected: what our own would reach.  doubted: outcomes that contradict what is
-    near.  weight: what it carries after all."""
+    """judged: outcomes of an origin that could be.  agreed: share that fit.  expected: what our
+    own would reach.  doubted: those that contradict what is near.  weight: what it carries."""
 
     judged: int
     agreed: float
@@ -190,7 +189,10 @@ def guard(
     ours, theirs = _agreement(local, local), _agreement(local, fetched)
     expected = _mean((ours.share >= 0.5) | (local.old == local.labels), local.weights)
     fits = (theirs.share >= 0.5) | (said == fetched.labels)
-    counts = np.bincount(local.labels, minlength=int(fetched.labels.max(initial=0)) + 1)
+    most = int(max(fetched.labels.max(initial=0), said.max(initial=0))) + 1
+    # Known here: what was lived through, and what the head in force itself can say.
+    able = np.bincount(said[said != UNKNOWN], minlength=most)
+    counts = np.maximum(np.bincount(local.labels, minlength=most)[:most], able)
     known = counts[fetched.labels] >= KNOWN
     judged = known & (theirs.near | (said != UNKNOWN))
     doubt = known & theirs.near & (theirs.share < 0.2) & (said != fetched.labels)
@@ -351,7 +353,21 @@ def learn(
         held[out] = predict(compiled(quantise(head, 0, model_id)), everything.vectors[out])
     old = np.where(everything.old == UNKNOWN, _said(in_force, everything.vectors), everything.old)
     rows = quantise(fit(base, everything, labels), version, model_id)
-    return Lesson(rows, accept(held, old, everything), held[:n], trust, len(held))
+    verdict = accept(held, old, everything)
+    if in_force is None and verdict.accepted and len(_untaught(local)):
+        verdict = verdict._replace(accepted=False, why="the model knows labels not met here")
+    return Lesson(rows, verdict, held[:n], trust, len(held))
+
+
+def _untaught(local: Evidence) -> Ints:
+    """Labels that the devices' own model says, and that were not lived through here: where
+    nobody has its last layer, a new head would lose them unnoticed."""
+    mine = local.take(local.source == HERE)
+    if mine.confirmed.any():
+        mine = mine.take(mine.confirmed)
+    lived = np.bincount(mine.labels, minlength=1)
+    heard = np.unique(local.old[(local.source == HERE) & (local.old != UNKNOWN)])
+    return heard[[label >= len(lived) or lived[label] < KNOWN for label in heard.tolist()]]
 
 
 def _said(head: "Head | FloatHead | None", vectors: Int8) -> Ints:

@@ -37,7 +37,7 @@ from gateway.heads import Evidence, FloatHead, compiled, evaluate
 from gateway.learner import Lesson, Trust, dropped, learn, worse
 from gateway.lessons import Known, Lessons, Version
 from gateway.mailbox import CLEAR, HEAD_KEY, Mailbox
-from gateway.neighbours import choose
+from gateway.neighbours import SOFT, choose
 
 if TYPE_CHECKING:
     from gateway.router import Router
@@ -54,7 +54,7 @@ Group = tuple[bytes, bytes]  # domain, model
 
 
 class Learning:
-    """`turn` is one round and the pause before it; `close` ends its connections."""
+    """`turn` is a pause and one round."""
 
     def __init__(self, router: "Router") -> None:
         self._router = router
@@ -62,7 +62,6 @@ class Learning:
         self.lessons = Lessons(router.db, router.network.gateway)
         self.gatherer = Gatherer(router, self.lessons, self.settings.fetch_kb * 1024)
         self.folder = Path(router.config.folder)
-        self._box: Mailbox | None = None
         self._bases: dict[tuple[bytes, bytes], tuple[object, FloatHead | None]] = {}
         self._stamps: dict[Group, tuple[int, int]] = {}
         self.trust: dict[bytes, dict[bytes, Trust]] = {}  # domain -> origin
@@ -70,13 +69,7 @@ class Learning:
 
     @property
     def box(self) -> Mailbox:
-        if self._box is None:
-            self._box = Mailbox(self.folder / "mailbox.db")
-        return self._box
-
-    def close(self) -> None:
-        if self._box is not None:
-            self._box.close()
+        return self._router.mailbox
 
     async def turn(self) -> None:
         await asyncio.sleep(self.settings.every_s)
@@ -107,7 +100,7 @@ class Learning:
     async def _group(self, domain: Domain, group: Group, agents: set[bytes]) -> None:
         self.gatherer.judgements(domain.id)
         self._take_found(agents, domain.id)
-        self._review(group, agents)
+        self._review(group)
         if self._due(group):
             now = time.time()
             in_force = self._head(group)
@@ -119,7 +112,9 @@ class Learning:
             await self._lesson(domain, group, rows, local, in_force)
             self._stamps[group] = self._stamp(group)
             self.lessons.prune(domain.id)
-        self._deliver(domain, group, agents)
+        self._deliver(group, agents)
+        if self.settings.neighbours:
+            await self._neighbours(domain, group, agents)
 
     # -- when -----------------------------------------------------------------------------
 
@@ -229,7 +224,7 @@ class Learning:
 
     # -- what is taken back -----------------------------------------------------------------
 
-    def _review(self, group: Group, agents: set[bytes]) -> None:
+    def _review(self, group: Group) -> None:
         """Take the head in force back when judged outcomes speak against it."""
         now = self.lessons.in_force(*group)
         if now is None:
@@ -257,7 +252,7 @@ class Learning:
 
     # -- mail -----------------------------------------------------------------------------
 
-    def _deliver(self, domain: Domain, group: Group, agents: set[bytes]) -> None:
+    def _deliver(self, group: Group, agents: set[bytes]) -> None:
         versions = self.lessons.versions(*group)
         current = next((v for v in versions if v.state == book.IN_FORCE), None)
         back = {v.version for v in versions if v.state == book.TAKEN_BACK}
@@ -272,10 +267,9 @@ class Learning:
                 expires = int(time.time() * 1000) + HEAD_EXPIRES_MS
                 put = self.box.put_head(agent, current.version, current.rows, expires)
                 self.counters["heads queued" if not put.reason else f"mail {put.reason}"] += 1
-        if self.settings.neighbours:
-            self._neighbours(domain, group, agents)
 
-    def _neighbours(self, domain: Domain, group: Group, agents: set[bytes]) -> None:
+    async def _neighbours(self, domain: Domain, group: Group, agents: set[bytes]) -> None:
+        loudest = SOFT if self.lessons.in_force(*group) else 255
         rows = [row for row in self.lessons.known(domain.id, True) if row.model == group[1]]
         trust = self.trust.get(domain.id, {})
         others = [
@@ -284,12 +278,17 @@ class Learning:
             if (one := trust.get(row.gateway)) is None or not one.quarantined
         ]
         expires = int(time.time() * 1000) + NEIGHBOUR_EXPIRES_MS
+        alone = {row.outcome for row in others if not row.depth}
         for agent in sorted(agents):
             chosen = choose(
                 [row for row in rows if row.agent == agent] or rows,
-                others, len(domain.labels), self.settings.neighbours, time.time(),
+                others, len(domain.labels), self.settings.neighbours, time.time(), loudest,
             )  # fmt: skip
             for outcome, body in chosen:
+                parents = () if outcome in alone else None
+                if await self._router.lineage.own_descendant(agent, outcome, parents):
+                    self.counters["own descendants"] += 1
+                    continue
                 put = self.box.put(agent, 2, body, 2, expires, outcome)
                 self.counters["neighbours queued" if not put.reason else f"mail {put.reason}"] += 1
 
@@ -315,6 +314,7 @@ class Learning:
         except EdgeError:
             self.counters["found but not believed"] += 1
             return
+        self._router.lineage.note(voucher)
         known = self.gatherer.known_of(row.gateway, row.voucher, voucher.facts)
         if known is not None:
             self.lessons.add([known])

@@ -3,7 +3,8 @@
 A head knows what can be said about a label with one straight cut. What it cannot, a few cases do:
 of the labels that a device has trouble with, or has never met, the outcomes nearest to what it
 was unsure of or wrong about. Nearest within each label, as for fetching. Labels that go well get
-none: a vote that is not needed can only do harm.
+none: a vote that is not needed can only do harm. For the same reason neighbours of a device that
+has a head speak softly: together they were measured to be worse than the head alone, see DESIGN.md.
 """
 
 from collections.abc import Sequence
@@ -25,14 +26,21 @@ from gateway.watch import UNSURE_BELOW
 
 PER_LABEL = 3
 STEP = 32  # weights are rounded to this, so that age does not change them every day
+SOFT = 32  # weight at most beside a head
 
 
 def choose(
-    mine: Sequence[Known], others: Sequence[Known], labels: int, most: int, now_s: float
+    mine: Sequence[Known],
+    others: Sequence[Known],
+    labels: int,
+    most: int,
+    now_s: float,
+    loudest: int = 255,
 ) -> list[tuple[bytes, bytes]]:
     """(outcome id, body of the box), the most wanted label first.
 
     mine: what the device has lived through.  others: what is believed of other gateways.
+    loudest: weight at most.
     """
     if not mine or not others:
         return []
@@ -50,7 +58,7 @@ def choose(
         of_label = [i for i, row in enumerate(usable) if row.label == label]
         of_label.sort(key=lambda i: (not usable[i].confirmed, -alike[i], usable[i].outcome))
         for i in of_label[:PER_LABEL]:
-            found.append((usable[i].outcome, _body(usable[i], now_s)))
+            found.append((usable[i].outcome, _body(usable[i], now_s, loudest)))
     return found[:most]
 
 
@@ -67,10 +75,10 @@ def _trouble(mine: Sequence[Known], labels: int) -> Floats:
     return found
 
 
-def _body(row: Known, now_s: float) -> bytes:
+def _body(row: Known, now_s: float, loudest: int) -> bytes:
     """A confirmed outcome of today counts 255, what a device was certain of a quarter."""
     weight = weigh(row.confirmed, row.confidence, now_s - row.utc_s, row.depth) / CONFIRMED_WEIGHT
-    whole = min(255, max(1, round(weight * 255 / STEP) * STEP))
+    whole = min(loudest, max(1, round(weight * 255 / STEP) * STEP))
     flags = (CONFIRMED if row.confirmed else 0) | (SYNTHESISED if row.depth else 0)
     return encode_neighbour(Neighbour(row.outcome, row.vector, row.label, whole, flags, row.depth))
 

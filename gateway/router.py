@@ -34,6 +34,7 @@ from edge_agent.errors import ConfigError, StoreError
 from edge_agent.version import __version__
 from gateway.answers import Answer, Hit, Question, likely_labels
 from gateway.api import api_app
+from gateway.api_outcome import RouterSources
 from gateway.ask import Asker
 from gateway.codebooks import Codebooks
 from gateway.config import Domains, GatewayConfig
@@ -45,6 +46,8 @@ from gateway.files import only_one, write_private
 from gateway.keys import Registry, load_master
 from gateway.learning import Learning
 from gateway.likeness import Likenesses
+from gateway.lineage import Lineage
+from gateway.mailbox import Mailbox
 from gateway.network import Network, join_endpoint
 from gateway.origin import Origin
 from gateway.peers import FETCH, PING, Desk, Request
@@ -140,6 +143,8 @@ class Router:
             self.settings.lifetime_s, self._endpoint,
         )  # fmt: skip
         self.learning = Learning(self)
+        self.lineage = Lineage(RouterSources(self))
+        self.mailbox = Mailbox(self.config.folder / "mailbox.db")
         self.started_s = time.time()
         self._listeners: list[Listener] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -200,7 +205,7 @@ class Router:
         await self.asker.close()
         with contextlib.suppress(OSError):
             self.settings.token.unlink()
-        self.learning.close()
+        self.mailbox.close()
         self.db.close()
         self.store.close()
         os.close(self._lock)

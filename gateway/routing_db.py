@@ -371,6 +371,15 @@ class RoutingDb:
         )
         return [Found(*row) for row in rows]
 
+    def found_voucher(self, outcome: bytes) -> bytes | None:
+        """The voucher of an outcome that was found for any device."""
+        row = self.run(
+            "SELECT voucher FROM found WHERE outcome = ?"
+            " AND agent IN (SELECT DISTINCT agent FROM found) LIMIT 1",
+            (outcome,),
+        ).fetchone()
+        return row[0] if row else None
+
     def take_found(self, ids: Iterable[int], now_ms: int) -> None:
         self.run_many("UPDATE found SET taken_ms = ? WHERE id = ?", ((now_ms, i) for i in ids))
 

@@ -84,7 +84,7 @@ def right(person):
     return lived()[person, 1]
 
 
-def of_others(person, weight=1.0, claim=lambda origin, truth: truth):
+def of_others(person, weight=0.5, claim=lambda origin, truth: truth):
     """Everything that the other six lived through. claim: what an origin says of its labels."""
     parts = []
     for other in SITES:
@@ -94,7 +94,7 @@ def of_others(person, weight=1.0, claim=lambda origin, truth: truth):
     return heads.join(*parts)
 
 
-def near_of_others(person, per_label=14, weight=1.0, claim=lambda origin, truth: truth):
+def near_of_others(person, per_label=14, weight=0.5, claim=lambda origin, truth: truth):
     """Of these the nearest within each label to anything lived through here."""
     rows = of_others(person, weight, claim)
     x, y = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (

@@ -79,18 +79,28 @@ def test_fitting_is_the_same_every_time_and_finds_the_minimum():
     unit = np.sqrt((x * x).mean())
     weights = heads.balanced(rows, LABELS, heads.BALANCE)
 
+    pull = heads.deserved_pull(base(), rows)
+
     def cost(head):
         p = heads.softmax(head.logits(rows.vectors))
         away = ((head.weights - base().weights) * unit) ** 2
         there = -np.log(p[np.arange(len(p)), rows.labels])
         bias = (head.bias - base().bias) ** 2
-        return (weights * there).sum() + heads.PULL / 2 * (away.sum() + bias.sum())
+        return (weights * there).sum() + pull / 2 * (away.sum() + bias.sum())
 
     best = cost(one)
     rng = np.random.default_rng(3)
     for _ in range(50):
         w = one.weights + rng.normal(0, 0.002, one.weights.shape)
         assert cost(FloatHead(w, one.bias + rng.normal(0, 0.02, LABELS))) > best
+
+
+def test_a_base_has_the_pull_that_it_deserves():
+    rows = left(4)
+    knowing = heads.deserved_pull(base(), rows)
+    blind = base()._replace(bias=np.where(np.arange(LABELS) < 3, -90.0, base().bias))
+    assert heads.PULL_LEAST < heads.deserved_pull(blind, rows) < knowing <= heads.PULL
+    assert heads.deserved_pull(None, rows) == heads.PULL_LEAST
 
 
 def test_without_evidence_the_base_stays():

@@ -89,7 +89,7 @@ def test_weights():
     assert learner.weigh(True, 0, 30 * day) == 2
     assert learner.weigh(False, 255, 0, 2) == 0.25 and learner.weigh(False, 255, 0, 4) == 0
     assert learner.weigh(True, 255, 0, 4) == 4  # what was confirmed is no rumour
-    assert learner.weigh(True, 0, 0, 0, True) == 1
+    assert learner.weigh(True, 0, 0, 0, True) == 0.5
     assert learner.weigh(True, 0, -5) == 4  # a clock ahead of ours gains nothing
 
 
@@ -197,6 +197,24 @@ def test_a_label_that_is_new_here_is_learnt_from_others():
     said = heads.predict(heads.compiled(taught.rows), vectors)
     recall = [float((said == truth)[truth == label].mean()) for label in new]
     assert min(recall) > 0.3, recall
+
+
+def test_a_model_whose_last_layer_nobody_has_is_not_taken_for_ignorant():
+    """Only four labels were ever judged here. The devices' model knows all seven, and has been
+    heard to say them; a head that is fitted from nothing knows what it was shown."""
+    local = left(6).take(left(6).labels < 4)
+    said_all = local.old.copy()
+    said_all[:3] = (4, 5, 6)
+    local = local._replace(old=said_all)
+    for fetched in (heads.nothing(), near_of_others(6)):
+        taught = learner.learn(None, None, local, fetched, LABELS, 1, b"")
+        assert taught.verdict.why == "the model knows labels not met here", taught.verdict
+    # A label that it never said is nothing to lose.
+    all_but_one = left(6).take(left(6).labels != 6)
+    old = np.where(all_but_one.old == 6, 0, all_but_one.old)
+    fetched = near_of_others(6)
+    taught = learner.learn(None, None, all_but_one._replace(old=old), fetched, LABELS, 1, b"")
+    assert taught.verdict.accepted and taught.verdict.recall_new > 0.5, taught.verdict
 
 
 def test_acceptance():
