@@ -15,6 +15,7 @@ for folder in (HERE.parent / "tests" / "host", HERE.parent, HERE):
 from harness import machine, results  # noqa: E402
 from harness.bench import Bench  # noqa: E402
 from harness.linkbox import LinkBox  # noqa: E402
+from harness.port import Port  # noqa: E402
 from harness.world import World  # noqa: E402
 
 TIERS = {
@@ -24,10 +25,34 @@ TIERS = {
 }
 
 
+def pytest_addoption(parser):
+    group = parser.getgroup("a board of one's own")
+    group.addoption("--port", help="serial port with the board's console, e.g. /dev/ttyACM0")
+    group.addoption("--line", help="serial port at the board's UART(1), e.g. /dev/ttyUSB0")
+    group.addoption("--kind", choices=machine.KINDS, default="rv32", help="its native code")
+
+
 def pytest_configure(config):
     for name, text in TIERS.items():
         config.addinivalue_line("markers", f"{name}: {text}")
+    config.addinivalue_line("markers", "board: can run on a board behind --port")
     results.start()
+
+
+def pytest_collection_modifyitems(config, items):
+    """With --port: the tests that a board can take, of its kind, one after the other."""
+    if not config.getoption("--port"):
+        return
+    kind = config.getoption("--kind")
+    rest = []
+    for item in items[:]:
+        there = getattr(item, "callspec", None)
+        fits = there is not None and there.params.get("kind") == kind
+        modes = {there.params.get("mode"), there.params.get("fault")} if there else set()
+        if item.get_closest_marker("board") is None or not fits or "tcp" in modes:
+            items.remove(item)
+            rest.append(item)
+    config.hook.pytest_deselected(items=rest)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -58,15 +83,19 @@ def bench(tmp_path):
 
 
 @pytest.fixture
-def make_world(kind, tmp_path, bench, seed):
+def make_world(kind, tmp_path, bench, seed, request):
     """Worlds with a broker and a gateway in common: make_world(mode of the line, name)."""
     made = []
+    option = request.config.getoption
 
     def make(mode="serial", name="board", knobs=None, **settings):
         box = LinkBox(bench.port, mode, seed)
         box.__enter__()
         made.append(box)
-        world = World(kind, tmp_path / name, bench, box, knobs)
+        board = None
+        if option("--port"):
+            board = Port(kind, option("--port"), option("--line"), tmp_path / name)
+        world = World(kind, tmp_path / name, bench, box, knobs, board)
         made.append(world)
         world.commission(name, **settings)
         return world

@@ -101,6 +101,7 @@ CASES = [
 ]  # fmt: skip
 
 
+@pytest.mark.board
 @pytest.mark.parametrize(("kind", "fault", "mode"), CASES)
 def test_every_outcome_arrives_once(make_world, kind, fault, mode):
     host = {"serial": "uart:1", "modem": "modem:1:5551", "tcp": "10.0.2.100"}[mode]

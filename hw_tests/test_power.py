@@ -65,8 +65,8 @@ def test_some_cuts_inside_a_burst(world, seed):
 @full
 @pytest.mark.parametrize("torn", [0, 1, 2])
 def test_a_cut_at_every_operation_of_a_burst(world, seed, torn):
-    cuts, count = cut_everywhere(world, lambda n: [(k, torn) for k in range(n)], 5, seed)
-    assert cuts >= 5 * count, (cuts, count)
+    cuts, count = cut_everywhere(world, lambda n: [(k, torn) for k in range(n)], 7, seed)
+    assert cuts >= 6 * count, (cuts, count)
     world.judge("power cut in a burst", cuts=cuts, operations=count, torn=torn)
 
 

@@ -15,6 +15,7 @@ fast, full = pytest.mark.fast, pytest.mark.full
 FREE_AT_READY = 12 * 1024
 
 
+@pytest.mark.board
 @fast
 def test_ready_within_its_heap_and_delivers(world):
     world.go(windows=30, gap=5)

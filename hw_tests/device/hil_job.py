@@ -21,8 +21,7 @@ import asyncio
 import gc
 import sys
 
-import qemu
-from hil_note import hexed, note, option, outcome_name
+from hil_note import hexed, note, note_flash, option, outcome_name
 
 from edge_agent.agent import Agent
 from edge_agent.config import Config
@@ -80,7 +79,7 @@ async def run():
     await agent.run(drain=bool(option("drain", 1)))
     gc.collect()
     note("e", sum(agent.status()["journal_stats"]["pending"]), gc.mem_free())
-    note("s", *qemu.stats())
+    note_flash()
     if option("sleep_ms", 0):
         machine.deepsleep(option("sleep_ms", 0))
 

@@ -26,6 +26,7 @@ from edge_agent.tools import romfs
 from edge_agent.tools.bundle import bundle, find_mpy_cross
 from gateway.projection import fingerprint
 from harness.machine import ARCH, BUILT, FIRMWARE, ROMFS_AT, ROOT, Machine, MachineError
+from harness.port import WIPE, Port
 
 CACHE = ROOT / ".cache" / "hil"
 DEVICE = Path(__file__).resolve().parents[1] / "device"
@@ -34,9 +35,10 @@ MODEL, DOMAIN = "watch_mlp_int8.tflite", "watch.domain"
 PERSON, WINDOWS = 4, 48
 # main.py of these boards. Without a threshold garbage is collected when the heap is full, and
 # what lives lies all over it. The knob `job` names another module of device/.
-MAIN = b"""import gc, qemu
+MAIN = b"""import gc
 gc.threshold(4096)
-__import__(qemu.option("job") or "hil_job")
+import hil_note
+__import__(hil_note.word("job") or "hil_job")
 """
 
 
@@ -81,7 +83,7 @@ def tree(kind: str, out: Path) -> None:
     (out / "sample.bin").write_bytes(sample())
 
 
-def mpremote(machine: Machine, *arguments: object) -> str:
+def mpremote(machine: "Machine | Port", *arguments: object) -> str:
     """The command line tool on a running machine, as a user calls it."""
     command = [sys.executable, "-m", "mpremote", "connect", machine.pty, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -147,5 +149,26 @@ def settings(fields: "dict[str, Any]", **more: Any) -> "dict[str, Any]":
 def commission(machine: Machine, fields: "dict[str, Any]", **knobs: Any) -> None:
     """Put device.json, and main.py, into the flash of a machine that is off."""
     with machine.start(options={"main": 0, **knobs}), machine.repl() as repl:
+        repl.put("/device.json", json.dumps(fields).encode())
+        repl.put("/main.py", MAIN)
+
+
+def bring(board: Port, fields: "dict[str, Any]") -> None:
+    """Everything onto a board behind a serial port, and what it remembered away."""
+    wanted = ingredients(board.kind)
+    with board.repl() as repl:
+        repl.exec(WIPE)
+        try:
+            there = repl.get("/hil.rom").decode()
+        except MachineError:
+            there = ""
+    if there != wanted:
+        with tempfile.TemporaryDirectory() as name:
+            place = Path(name)
+            tree(board.kind, place / "rom")
+            (place / "rom.img").write_bytes(romfs.image(place / "rom"))
+            mpremote(board, "romfs", "deploy", place / "rom.img")
+    with board.repl() as repl:
+        repl.put("/hil.rom", wanted.encode())
         repl.put("/device.json", json.dumps(fields).encode())
         repl.put("/main.py", MAIN)

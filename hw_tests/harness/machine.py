@@ -69,7 +69,7 @@ class Machine:
         self.ledger.mkdir(exist_ok=True)
         self._monitor = folder / "qmp"
         self.process: subprocess.Popen[str] | None = None
-        self.pty = ""
+        self.pty = self.line_pty = ""
         self.exits: list[int] = []
         if not self.flash.exists():
             self.blank()
@@ -103,15 +103,15 @@ class Machine:
 
     def command(
         self,
-        line: "int | None" = None,
+        line: "int | str | None" = None,
         net: "int | None" = None,
         options: "dict[str, Any] | None" = None,
         icount: str = "",
         plugin: str = "",
     ) -> "list[str]":
-        """QEMU's command line. line: port of the LinkBox behind UART(1). net: port of what
-        the network card reaches as 10.0.2.100:1883, and nothing else. icount, plugin: as
-        QEMU's options of these names."""
+        """QEMU's command line. line: port of the LinkBox behind UART(1), or "pty" for a serial
+        port at line_pty. net: port of what the network card reaches as 10.0.2.100:1883, and
+        nothing else. icount, plugin: as QEMU's options of these names."""
         page = self.ledger / f"{len(list(self.ledger.iterdir())):05d}.txt"
         words: dict[str, Any] = {"ledger": page, **(options or {})}
         if self.kind == "m3":
@@ -119,10 +119,12 @@ class Machine:
         args = "".join(f",arg={name}={value}" for name, value in words.items())
         serial = {
             "console": f"pty,id=console,logfile={self.console},logappend=on",
-            "line": f"socket,id=line,host=127.0.0.1,port={line},reconnect=1,nodelay=on"
-            if line
-            else "null,id=line",
+            "line": "null,id=line",
         }
+        if line == "pty":
+            serial["line"] = "pty,id=line"
+        elif line:
+            serial["line"] = f"socket,id=line,host=127.0.0.1,port={line},reconnect=1,nodelay=on"
         command = []
         if self.kind == "rv32":
             command += ["qemu-system-riscv32", "-M", "virt", "-m", "16M"]
@@ -162,7 +164,8 @@ class Machine:
         self.process = subprocess.Popen(
             self.command(**how), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
-        said = ""
+        said, ptys = "", {}
+        wanted = 2 if how.get("line") == "pty" else 1
         assert self.process.stdout is not None
         while True:
             text = self.process.stdout.readline()
@@ -170,9 +173,11 @@ class Machine:
             if not text:
                 self.process.wait()
                 raise MachineError(f"{self.kind} did not start:\n{said}")
-            found = re.search(r"redirected to (/dev/pts/\d+)", text)
+            found = re.search(r"redirected to (/dev/pts/\d+) \(label (\w+)\)", text)
             if found:
-                self.pty = found[1]
+                ptys[found[2]] = found[1]
+            if len(ptys) == wanted:
+                self.pty, self.line_pty = ptys["console"], ptys.get("line", "")
                 return self
 
     def kill(self) -> int:
@@ -288,11 +293,10 @@ class Machine:
 
 
 class Repl:
-    """mpremote's transport on the console; errors are MachineErrors."""
+    """mpremote's transport on the console; errors are MachineErrors. machine: has pty, story."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Any) -> None:
         self.machine = machine
-        assert machine.running
         self._transport = SerialTransport(machine.pty, 115200)
         try:
             self._transport.enter_raw_repl(soft_reset=False, timeout_overall=15)
@@ -323,7 +327,10 @@ class Repl:
             raise MachineError(f"{path}: {error}\n{self.machine.story()}") from None
 
     def get(self, path: str) -> bytes:
-        return bytes(self._transport.fs_readfile(path))
+        try:
+            return bytes(self._transport.fs_readfile(path))
+        except (TransportError, TransportExecError, OSError) as error:
+            raise MachineError(f"{path}: {error}") from None
 
     def close(self) -> None:
         with contextlib.suppress(Exception):

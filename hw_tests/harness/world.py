@@ -13,9 +13,10 @@ from typing import Any
 
 from harness import results
 from harness.bench import Bench, Ledger, Verdict
-from harness.deploy import commission, deployed, settings
+from harness.deploy import bring, commission, deployed, settings
 from harness.linkbox import LinkBox
 from harness.machine import FILES_BYTES, KILLED, Machine, MachineError
+from harness.port import Port
 
 HEAP_KIB = 160  # 110 is a small board's; the agent with its link needs 128 so far
 BATCH = 4  # records a sync, as in deploy.settings: what a cut may leave unnoted
@@ -29,15 +30,21 @@ class World:
         bench: Bench,
         box: LinkBox,
         knobs: "dict[str, Any] | None" = None,
+        machine: Any = None,
     ) -> None:
+        """machine: a port.Port; by default an emulated board of its own."""
         self.kind, self.bench, self.box = kind, bench, box
         self.knobs = knobs or {}  # of every power-on
-        self.machine = Machine(kind, folder)
+        self.machine: Any = machine or Machine(kind, folder)
         self.started = time.monotonic()
         self.fields: dict[str, Any] = {}
 
     def commission(self, name: str = "board", **more: Any) -> None:
         """A fresh flash with everything on it, and a device of its own."""
+        if isinstance(self.machine, Port):
+            self.fields = settings(self.bench.enrol(name), **more)
+            bring(self.machine, self.fields)
+            return
         image = deployed(self.kind)
         if "fs" in self.knobs:  # formatted anew, smaller
             image = b"\xff" * FILES_BYTES + image[FILES_BYTES:]
@@ -108,7 +115,7 @@ class World:
         verdict = self.bench.judge(ledger)
         results.record(
             what=what,
-            machine=self.kind,
+            machine=self.kind + (" at a port" if isinstance(self.machine, Port) else ""),
             kills=kills,
             cuts=cuts,
             seconds=round(time.monotonic() - self.started, 1),
