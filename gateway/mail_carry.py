@@ -7,7 +7,7 @@ their numbers; both are on disk when they return. `open_items` is what is under 
 from typing import NamedTuple
 
 from gateway.mail_judge import Judgements
-from gateway.postman import ADOPT, ASK, MORE, PROBE_NUMBER, SAME, Standing, judge
+from gateway.postman import ADOPT, ASK, DOUBT, MORE, PROBE_NUMBER, SAME, Standing, judge
 
 HEAD_KEY = b"head"
 HISTORY = 512  # items taken, per device, that are remembered
@@ -45,7 +45,7 @@ class Carried(Judgements):
         with self.batch():
             before = self.standing(agent)
             verdict, after = judge(before, taken, counter, asked)
-            if verdict in (SAME, ASK) and self._as_before(agent, head, now_ms):
+            if verdict in (SAME, ASK, DOUBT) and self._as_before(agent, head, now_ms):
                 return verdict  # most hellos: nothing to sync to disk
             self.run("INSERT OR IGNORE INTO boxes (agent) VALUES (?)", (agent,))
             if verdict == ADOPT and after.top == taken:

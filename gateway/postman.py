@@ -17,11 +17,12 @@ whatever it says:
     hello                                       verdict
     known <= taken <= highest number bound      SAME, or MORE: items delivered
     else, counter >= that of the question       ADOPT: go on from there
-    else                                        ASK
+    else                                        ASK, or DOUBT where it was known before
 
 The question is a box with the highest number there is: a device that takes mail has a gap
-there and answers a gap with a hello. After ADOPT nothing that an older hello says counts
-(`born`): its counter is lower.
+there and answers a gap with a hello. A device that was never heard of is asked when there is
+mail for it, one in doubt at once: it may have lost what it had. After ADOPT nothing that an
+older hello says counts (`born`): its counter is lower.
 
 **When.** Nothing before a hello was heard, so that a sleeping device costs nothing and the
 broker's queue does not fill with boxes that are stale when it wakes. At most WINDOW numbers
@@ -38,7 +39,7 @@ AGAIN_MS = 15_000
 TRIES = 4
 PROBE_NUMBER = 0xFFFF_FFFF  # never taken: the number before it would have to be the last
 
-SAME, MORE, ADOPT, ASK = "same", "more", "adopt", "ask"
+SAME, MORE, ADOPT, ASK, DOUBT = "same", "more", "adopt", "ask", "doubt"
 
 
 class Standing(NamedTuple):
@@ -68,7 +69,7 @@ def judge(standing: Standing, taken: int, counter: int, asked: int) -> tuple[str
         # It went back, or this database did. What is under way has meant something else, or
         # may have: it gets new numbers.
         return ADOPT, Standing(taken, taken, asked)
-    return ASK, standing
+    return (ASK if known is None else DOUBT), standing
 
 
 class Turn(NamedTuple):
@@ -85,7 +86,7 @@ _NOTHING = Turn(False, (), 0)
 class _Door:
     """What is known of a device while this process runs."""
 
-    __slots__ = ("asked", "doubt", "here", "moved_ms", "nonce", "seen", "sent", "tries")
+    __slots__ = ("asked", "doubt", "here", "lost", "moved_ms", "nonce", "seen", "sent", "tries")
 
     def __init__(self) -> None:
         self.here = False
@@ -93,6 +94,7 @@ class _Door:
         self.seen = 0  # down counter of its newest hello
         self.asked = 0
         self.doubt = False
+        self.lost = False  # it is in doubt and was known
         self.sent: dict[int, int] = {}  # number -> counter it went out with last
         self.moved_ms = 0  # when something was heard, or last tried
         self.tries = 0
@@ -124,25 +126,23 @@ class Postman:
             door.nonce = nonce
             door.sent.clear()
             door.seen = 0
-            door.asked = 0 if verdict != ASK else door.asked
             door.doubt = False
         if not door.here or verdict in (MORE, ADOPT):
             door.tries = 0
         door.here = True
         door.seen = max(door.seen, counter)
         door.moved_ms = now_ms
-        if verdict == ADOPT:
-            door.sent.clear()
-            door.asked = 0
-            door.doubt = False
-        elif verdict == ASK:
+        if verdict in (ASK, DOUBT):
             if not door.doubt:
                 door.doubt = True
+                door.lost = verdict == DOUBT
                 door.tries = 0
                 door.moved_ms = now_ms - AGAIN_MS
-        else:
-            door.doubt = False
-            door.asked = 0
+            return
+        door.doubt = False
+        door.asked = 0
+        if verdict == ADOPT:
+            door.sent.clear()
 
     def away(self, agent: bytes) -> None:
         """The broker says that the device has gone."""
@@ -158,15 +158,17 @@ class Postman:
     def here(self, agent: bytes) -> bool:
         return agent in self._doors and self._doors[agent].here
 
-    def present(self) -> list[bytes]:
-        return [agent for agent, door in self._doors.items() if door.here]
+    def lost(self, agent: bytes) -> bool:
+        """Whether the device may have lost what it took: it is asked even without mail."""
+        door = self._door(agent)
+        return door.doubt and door.lost
 
     # -- what to do ---------------------------------------------------------------------
 
     def turn(self, agent: bytes, open_: Sequence[int], waiting: bool, now_ms: int) -> Turn:
         """open_: numbers bound and not taken. waiting: there are items without a number."""
         door = self._door(agent)
-        if not door.here or not (open_ or waiting):
+        if not door.here or not (open_ or waiting or self.lost(agent)):
             return _NOTHING
         if door.doubt:
             return Turn(self._again(door, now_ms), (), 0)

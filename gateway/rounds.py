@@ -191,7 +191,7 @@ class Rounds:
                     break
                 under_way = box.open_items(agent)
                 waiting = box.any_waiting(agent)
-                if not under_way and not waiting:
+                if not (under_way or waiting or self.postman.lost(agent)):
                     self._busy.discard(agent)
                     continue
                 numbers = [item.number for item in under_way]

@@ -9,7 +9,7 @@ import pytest
 
 from edge_agent.errors import StoreError
 from gateway.mailbox import CLEAR, HEAD_KEY, NEIGHBOUR, ROW, Mailbox
-from gateway.postman import ADOPT, ASK, MORE, SAME
+from gateway.postman import ADOPT, DOUBT, MORE, SAME
 
 AGENT, OTHER = b"\x01" * 8, b"\x02" * 8
 NOW = 1_800_000_000_000
@@ -203,7 +203,7 @@ def test_a_device_that_went_back_gets_what_it_lost(box, clock):
     box.seen(AGENT, 7, 1, 101, 0, NOW)
     clock.now = NOW + 100
     # An old hello is not believed: the question comes first.
-    assert box.seen(AGENT, 0, None, 0, 0, clock.now) == ASK
+    assert box.seen(AGENT, 0, None, 0, 0, clock.now) == DOUBT
     assert box.standing(AGENT) == (7, 8, 100)
     assert box.seen(AGENT, 0, None, 300, 300, clock.now) == ADOPT
     assert box.standing(AGENT) == (0, 0, 300)
@@ -213,7 +213,7 @@ def test_a_device_that_went_back_gets_what_it_lost(box, clock):
     assert bodies(sent) == [b"stays", b"2a", b"2b", b"second"]
     assert [item.number for item in sent] == [1, 2, 3, 4]
     # What an even older hello says counts no more.
-    assert box.seen(AGENT, 3, 2, 299, 0, clock.now) == ASK
+    assert box.seen(AGENT, 3, 2, 299, 0, clock.now) == DOUBT
     assert box.seen(AGENT, 4, 2, 300, 0, clock.now) == MORE
     assert box.counts(AGENT)["went back"] == 1
 
@@ -224,7 +224,7 @@ def test_a_device_that_is_further_than_we_know(box):
     box.put(AGENT, NEIGHBOUR, b"a", 1, 0)
     box.bind(AGENT, 8, NOW)
     box.put(AGENT, NEIGHBOUR, b"b", 1, 0)
-    assert box.seen(AGENT, 9, None, 150, 0, NOW) == ASK
+    assert box.seen(AGENT, 9, None, 150, 0, NOW) == DOUBT
     assert box.seen(AGENT, 9, None, 400, 400, NOW) == ADOPT
     assert [(i.number, i.body) for i in box.bind(AGENT, 8, NOW)] == [(10, b"a"), (11, b"b")]
 

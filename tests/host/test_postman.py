@@ -20,6 +20,7 @@ from gateway.postman import (
     ADOPT,
     AGAIN_MS,
     ASK,
+    DOUBT,
     MORE,
     SAME,
     TRIES,
@@ -78,6 +79,22 @@ class Device:
         return Hello(b"%d" % self.connections, self.counter, self.durable[1])
 
 
+class Killed(Exception):
+    """The gateway's process ends here, between two statements."""
+
+
+class Mortal(Mailbox):
+    """left: statements until it is killed."""
+
+    left = 1 << 60
+
+    def run(self, sql, values=()):
+        self.left -= 1
+        if self.left < 0:
+            raise Killed
+        return super().run(sql, values)
+
+
 class World:
     """One device, one gateway, and what is on its way between them."""
 
@@ -90,28 +107,39 @@ class World:
         self.puts = {}  # id -> body
         self.made = 0
         self.calm = False
+        self.sender = Mailbox(self.path, now_ms=lambda: self.now)  # another process
+        self.sender.run("PRAGMA synchronous=OFF")
         self.gateway()
 
     def gateway(self):
         """A new process: what it had in memory is gone."""
-        self.box = Mailbox(self.path, now_ms=lambda: self.now)
+        self.box = Mortal(self.path, now_ms=lambda: self.now)
         self.box.run("PRAGMA synchronous=OFF")  # power cuts are another test's
         self.postman = Postman()
         self.issued = 0
 
     def close(self):
         self.box.close()
+        self.sender.close()
 
     # -- what a link can do -------------------------------------------------------------
 
     def step(self, what, n):
-        getattr(self, "do_" + what)(n)
+        try:
+            getattr(self, "do_" + what)(n)
+        except Killed:
+            self.box.db.close()  # without a commit, as the end of a process does
+            self.gateway()
+
+    def do_kill(self, n):
+        """Soon: in the middle of whatever it does next."""
+        self.box.left = n % 40
 
     def do_put(self, n):
         self.made += 1
         body = b"%d" % self.made
         key = b"k%d" % (n % 3) if n % 4 == 0 else b""
-        made = self.box.put(AGENT, NEIGHBOUR, body, n % 3, 0, key)
+        made = self.sender.put(AGENT, NEIGHBOUR, body, n % 3, 0, key)
         assert made.reason == "" and made.id not in self.puts
         self.puts[made.id] = body
 
@@ -214,12 +242,13 @@ class World:
         got = self.device.got
         assert len(set(got)) == len(got)
         for id_, body in self.puts.items():
-            if self.box.is_taken(id_):
+            if self.sender.is_taken(id_):
                 assert body in got, f"{body} is said to be taken, the device has {got}"
 
     def settle(self):
         """The link works from now on: everything ends as it should."""
         self.calm = True
+        self.do_restart(0)
         self.do_connect(0)
         for _ in range(2000):
             if self.up:
@@ -230,19 +259,23 @@ class World:
                 self.now += AGAIN_MS
                 before = len(self.down)
                 self.turn()
-                if len(self.down) == before and not self.box.with_mail():
+                if (
+                    len(self.down) == before
+                    and not self.postman.lost(AGENT)
+                    and (not self.sender.with_mail())
+                ):
                     break
         else:
             raise AssertionError("they do not come to rest")
         self.check()
-        left = [body for id_, body in self.puts.items() if self.box.is_taken(id_) is False]
+        left = [body for id_, body in self.puts.items() if self.sender.is_taken(id_) is False]
         assert left == []
-        known = [t.id for t in self.box.taken(AGENT, 10_000)]
+        known = [t.id for t in self.sender.taken(AGENT, 10_000)]
         assert {self.puts[id_] for id_ in known} == set(self.device.got)
 
 
 EVENTS = ("put", "put", "wait", "turn", "deliver", "deliver", "deliver", "lose", "answer",
-          "answer", "mute", "connect", "reboot", "restart", "gone", "session")  # fmt: skip
+          "answer", "mute", "connect", "reboot", "restart", "kill", "gone", "session")  # fmt: skip
 
 
 def events(*more):
@@ -267,7 +300,7 @@ def test_each_item_once_in_order_and_the_sender_knows(tmp_path_factory, story):
             one.step(what, n)
             one.check()
             # A number is never bound to anything else.
-            for item in one.box.open_items(AGENT):
+            for item in one.sender.open_items(AGENT):
                 assert numbers.setdefault(item.number, item.body) == item.body
         one.settle()
         got = one.device.got
@@ -297,14 +330,14 @@ class Lossy(World):
         got = self.device.got
         assert len(set(got)) == len(got)
         for id_, body in self.puts.items():
-            if self.box.is_taken(id_):
+            if self.sender.is_taken(id_):
                 assert body in self.device.ever
 
     def settle(self):
         super().settle()
         for body in self.device.got:
             assert self.device.got.count(body) == 1
-        taken = {self.puts[t.id] for t in self.box.taken(AGENT, 10_000)}
+        taken = {self.puts[t.id] for t in self.sender.taken(AGENT, 10_000)}
         assert taken == set(self.device.got)
 
 
@@ -361,9 +394,37 @@ def caught(tmp_path_factory, kind=World):
     return False
 
 
+def an_old_hello_comes_again(one):
+    """What the device said before it took anything is delivered once more."""
+    one.calm = True
+    one.do_connect(0)
+    old = one.up[0]
+    one.do_put(1)
+    one.do_put(2)
+    while one.up or one.down:
+        if one.up:
+            one.at_gateway(one.up.pop(0))
+        else:
+            one.at_device(one.down.pop(0))
+    assert len(one.device.got) == 2
+    one.do_put(3)  # urgent
+    one.at_gateway(old)
+    one.do_connect(0)
+    one.at_gateway(one.up.pop(0))
+    one.check()
+    one.settle()
+
+
+def test_an_old_hello_changes_nothing(tmp_path_factory):
+    with world(tmp_path_factory) as one:
+        an_old_hello_comes_again(one)
+        assert len(one.device.got) == 3
+
+
 def test_the_tests_see_a_postman_who_believes_too_much(tmp_path_factory, monkeypatch):
     monkeypatch.setattr("gateway.mail_carry.judge", believe_everything)
-    assert caught(tmp_path_factory)
+    with world(tmp_path_factory) as one, pytest.raises(AssertionError):
+        an_old_hello_comes_again(one)
 
 
 def test_the_tests_see_numbers_that_are_bound_anew(tmp_path_factory):
@@ -387,8 +448,8 @@ def test_judgement_of_hellos():
     assert judge(known, 5, 100, 0) == (SAME, known)
     assert judge(known, 7, 100, 0) == (MORE, (7, 8, 100))
     for taken, counter in ((4, 200), (9, 200), (5, 99), (7, 99)):
-        assert judge(known, taken, counter, 0) == (ASK, known)
-        assert judge(known, taken, counter, counter + 1) == (ASK, known)
+        assert judge(known, taken, counter, 0) == (DOUBT, known)
+        assert judge(known, taken, counter, counter + 1) == (DOUBT, known)
     assert judge(known, 4, 200, 200) == (ADOPT, (4, 4, 200))
     assert judge(known, 9, 250, 200) == (ADOPT, (9, 9, 200))
     # It forgot the counter, nothing else: numbers stay bound.
@@ -419,4 +480,21 @@ def test_nothing_goes_out_before_a_hello_and_silence_ends_it():
     postman.heard(AGENT, b"m", 10, SAME, now)
     assert postman.here(AGENT)
     postman.away(AGENT)
-    assert postman.present() == [] and postman.turn(AGENT, [1], True, now).again == ()
+    assert postman.turn(AGENT, [1], True, now).again == ()
+
+
+def test_who_is_in_doubt_is_asked():
+    postman = Postman()
+    # Never heard of: when there is mail.
+    postman.heard(AGENT, b"n", 5, ASK, 0)
+    assert not postman.turn(AGENT, [], False, 0).ask
+    assert postman.turn(AGENT, [], True, 0) == (True, (), 0)
+    assert not postman.turn(AGENT, [], True, AGAIN_MS - 1).ask
+    assert postman.turn(AGENT, [], True, 2 * AGAIN_MS).ask
+    # Known before: at once, it may have lost what it had.
+    postman = Postman()
+    postman.heard(AGENT, b"n", 5, DOUBT, 0)
+    assert postman.lost(AGENT) and postman.turn(AGENT, [], False, 0).ask
+    postman.asking(AGENT, 9)
+    postman.heard(AGENT, b"n", 9, ADOPT, 10)
+    assert not postman.lost(AGENT) and postman.asked(AGENT) == 0
