@@ -1,4 +1,4 @@
-"""`edge-gateway route` and `edge-gateway query`."""
+"""`edge-gateway route`, `query`, `similar` and `learner`."""
 
 import argparse
 import json
@@ -207,6 +207,12 @@ def _age(seconds: int) -> str:
     return f"{seconds} s"
 
 
+def do_learner(options: argparse.Namespace) -> int:
+    from gateway import cli_learner
+
+    return cli_learner.do_learner(options)
+
+
 def add_routing_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     def command(name: str, do: Any, text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
@@ -234,3 +240,5 @@ def add_routing_commands(commands: "argparse._SubParsersAction[argparse.Argument
     sub.add_argument("agent", help="id of an agent of this gateway")
     sub.add_argument("-k", type=int, default=10, help="how many (default 10)")
     sub.add_argument("--deadline", type=int, default=0, metavar="MS", help="answer by then")
+
+    command("learner", do_learner, "what was learnt for devices here, from whom, how it does")

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from gateway_kit import gateway
 from learn_kit import LABELS, LearnSite, Person, windows
 from routing_kit import World, dht, shared_folder
 from test_router import settled
@@ -65,5 +66,9 @@ def test_a_class_that_three_have_seen_reaches_one_that_has_not(tmp_path, kind):
             assert after[0] > before[0]
             assert learning.gatherer.spent < 64_000
             assert east.mail.report(east.model)[0] == group["heads"][0]["version"]
+            done = await asyncio.to_thread(gateway, "-C", east.site.folder, "learner")
+            told = done.stdout
+            assert "1 devices take mail" in told and "in force: knows labels" in told
+            assert "origin north: weight" in told and f"device {east.agent.hex()}: head 1" in told
 
     asyncio.run(story())
