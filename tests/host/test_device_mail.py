@@ -2,12 +2,15 @@
 
 import subprocess
 import sys
+from array import array
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tflite_kit as kit
 import toolchain
+from gateway_kit import broker_running
+from test_mail import Place
 from test_own_runtime import (
     AGENT,
     KEY,
@@ -19,6 +22,7 @@ from test_own_runtime import (
 )
 
 from edge_agent import frame as frames
+from edge_agent.config import Config
 from edge_agent.cpython.model_litert import load_model
 from edge_agent.cpython.signer import HostCrypto
 from edge_agent.effects import Ids
@@ -27,6 +31,8 @@ from edge_agent.mail import CLEAR, CLEAR_HEAD, NEIGHBOUR, ROW, Mail, encode_clea
 from edge_agent.outcome import distil
 from edge_agent.synthesis import Neighbour, encode_neighbour
 from gateway import heads
+from gateway.opening import opened
+from gateway.records import read_stored
 from tests.zoo import shipped
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,7 +67,7 @@ class Host:
         if number % 5 == 0:
             self.mail = self.start(self.mail.state())
 
-    def say(self, window):
+    def say(self, window, unsure_below=UNSURE_BELOW):
         """(features, output, outcome)"""
         x = self.features.apply(window)
         output = self.model.run(x)
@@ -69,7 +75,7 @@ class Host:
         def advise(scores, vector):
             return self.mail.decide(scores, vector, self.model.model_id, 0)
 
-        return x, output, distil(output, self.domain, self.model.model_id, (), UNSURE_BELOW, advise)
+        return x, output, distil(output, self.domain, self.model.model_id, (), unsure_below, advise)
 
     def seal(self, row, said):
         journal, seq, boot, uptime_ms, utc_s, _, options = row
@@ -163,3 +169,49 @@ def test_without_peers_nothing_more_is_imported(python):
         )
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stdout.strip() == str(wanted)
+
+
+def window_of(number, length):
+    """What agent_job.py's sensor gives."""
+    state = number * 2654435761 & 0xFFFFFFFF
+    samples = array("h", [0] * length)
+    for i in range(length):
+        state = (state * 1664525 + 1013904223) & 0xFFFFFFFF
+        samples[i] = (state >> 18) - 8192
+    return samples
+
+
+def test_a_board_and_this_host_seal_the_same_frames(tmp_path, domain):
+    """A head comes by mosquitto from a gateway to the agent on MicroPython; every frame that
+    arrives is made again here, from the raw window on, and compared byte for byte."""
+    place = Place(tmp_path, "micropython")
+    host = Host(domain)
+    spec = domain.features
+    guesses = [host.say(window_of(n, spec.window * spec.axes))[2] for n in range(1, 40)]
+    truth = [(o.label + 1) % len(domain.labels) for o in guesses]
+    known = heads.evidence([o.vector for o in guesses], truth)
+    rows = heads.quantise(heads.fit(None, known, len(domain.labels)), 5, guesses[0].model)
+    with broker_running("mosquitto", place.folder, place.port), place.gateway_running():
+        with place.agent_running():
+            place.until(lambda: len(place.outcomes()) > 5)
+            place.mailbox.put_head(place.agent, 5, rows, 0)
+            place.until(lambda: place.in_force() == 5)
+            enough = len(place.outcomes()) + 15
+            place.until(lambda: len(place.outcomes()) >= enough)
+        with opened(place.folder) as (_, store, registry):
+            found = [store.frame(row) for row in store.arrivals(0, 100_000)]
+            stored = [(read_stored(one, registry.secret).record, bytes(one)) for one in found]
+    place.mailbox.close()
+    config = Config.load(str(place.device))
+    keys = frames.DeviceKeys(HostCrypto(), config.agent, config.key, config.generation)
+    stored.sort(key=lambda pair: pair[0].seq)
+    assert [record.seq for record, _ in stored] == list(range(1, len(stored) + 1))
+    head = heads.compiled(rows)
+    by_head = 0
+    for record, frame in stored:
+        host.mail.head = head if record.outcome.head == 5 else None
+        said = host.say(window_of(record.seq, spec.window * spec.axes), config.unsure_below)[2]
+        assert said == record.outcome
+        assert frames.seal(keys, record._replace(outcome=said)) == frame
+        by_head += said.head == 5 and said.alone is not None and said.alone[0] != said.label
+    assert by_head >= 10
