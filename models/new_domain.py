@@ -32,6 +32,7 @@ import csv
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -170,11 +171,26 @@ def fitted(inputs: Int8, labels: Ints, hidden: list[int], names: int, text: str)
 
 
 def build(description: Path, data: list[Path], key: Path, force: bool) -> dict[str, Any]:
-    """Everything, beside the description; what was made, for printing."""
+    """Everything, beside the description, or nothing; what was made, for printing."""
+    with tempfile.TemporaryDirectory(dir=description.parent, prefix=".new-") as name:
+        new = Path(name)
+        report = _build(description, data, key, force, new)
+        for path in new.iterdir():
+            os.replace(path, description.parent / path.name)
+    return report
+
+
+def _build(
+    description: Path, data: list[Path], key: Path, force: bool, folder: Path
+) -> dict[str, Any]:
+    """The files in `folder`."""
     found = read_json(description)
+    (folder / description.name).write_bytes(description.read_bytes())
     training, names = found.get("training"), found.get("labels")
-    if not isinstance(training, dict) or not isinstance(names, list):
-        raise ConfigError("needs labels and training", str(description), "See models/new_domain.py")
+    if not isinstance(training, dict) or not isinstance(names, list) or "name" not in found:
+        raise ConfigError(
+            "needs name, labels and training", str(description), "See models/new_domain.py"
+        )
     kind, models = training.get("kind", "stats8"), training.get("models")
     window, hop = training.get("window", 1), training.get("hop", 1)
     if not isinstance(models, dict) or not models:
@@ -195,7 +211,7 @@ def build(description: Path, data: list[Path], key: Path, force: bool) -> dict[s
         held[mine[-(len(mine) // HELD_OUT) :]] = True
     _, parameters = features_of(windows[~held], kind)
     inputs = scaled(windows, kind, parameters)
-    stem, folder = description.stem, description.parent
+    stem = description.stem
     report: dict[str, Any] = {"windows": len(labels), "held out": int(held.sum())}
     made = {}
     for name, hidden in models.items():
@@ -222,9 +238,8 @@ def build(description: Path, data: list[Path], key: Path, force: bool) -> dict[s
     seed, new = load_or_make_key(key)
     if new:
         report["key"] = f"{key} is new: keep it, and keep it secret"
-    state = replace(folder / f"{stem}.domain", make(description, seed), force)
-    domain = Domain.load((folder / f"{stem}.domain").read_bytes(), HostCrypto())
-    report[f"{stem}.domain"] = f"{domain.id.hex()}, {state}"
+    signed = make(folder / description.name, seed)
+    domain = Domain.load(signed, HostCrypto())
     # As int8, more of the same: what gateways will meet is not what was recorded here.
     rng = np.random.default_rng(SEED)
     chosen = inputs[~held][rng.integers((~held).sum(), size=VECTORS)].astype(float)
@@ -234,6 +249,9 @@ def build(description: Path, data: list[Path], key: Path, force: bool) -> dict[s
     table = np.frombuffer(b"".join(vectors), np.int8).reshape(-1, VECTOR_BYTES)
     book = train(domain, table, seed, note=f"{VECTORS} varied windows", k1=REGIONS, k2=PARTS)
     (folder / f"{stem}.codebook").write_bytes(book)
+    # Last: it refuses to replace another domain, and then nothing is replaced.
+    state = replace(description.parent / f"{stem}.domain", signed, force)
+    report[f"{stem}.domain"] = f"{domain.id.hex()}, {state}"
     report[f"{stem}.codebook"] = f"{len(book)} bytes"
     return report
 

@@ -144,6 +144,12 @@ def test_a_domain_out_of_lines(tmp_path):
     model = load_model(tmp_path / "it.tflite", domain=domain)
     assert domain.space.encoder == model.sha256
     Codebook.load((tmp_path / "it.codebook").read_bytes(), HostCrypto(), domain)
+    # Other recordings are other features, and so another domain: nothing is replaced by half.
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ConfigError, match="later version"):
+        new_domain.build(description, [lines(tmp_path / "b.csv", 1.0)], tmp_path / "k", False)
+    (tmp_path / "b.csv").unlink()
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     vectors = new_domain.read_lines(tmp_path / "a.csv")
     assert vectors.axes == ["x", "y"]
     for text, said in (("x,y\n1,2\n", "label"), ("x,label\n1,low\nz,low\n", "number")):
