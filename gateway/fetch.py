@@ -21,6 +21,8 @@ class Fetcher:
         self._asker = asker
         self._crypto = crypto
         self.unbelieved: Counter[str] = Counter()
+        # Where gateways were last found that have no address on their card.
+        self._endpoints: dict[bytes, str] = {}
 
     def peer(self, gateway: bytes) -> Peer:
         """A peer that is trusted. PeerError for any other."""
@@ -38,9 +40,13 @@ class Fetcher:
         """The vouchers of these outcomes that the origin has and gives, and of those near
         what `near` says (origin.py). PeerError when it does not answer."""
         peer = self.peer(gateway)
+        if not endpoint and not peer.endpoint:
+            endpoint = self._endpoints.get(gateway, "")
         answer = await self._asker.ask(peer, FETCH, [list(ids), near], deadline_s, endpoint)
         if type(answer) is not list or len(answer) != 2 or type(answer[0]) is not list:
             raise PeerError("bad-field", "answer to fetch")
+        if endpoint:
+            self._endpoints[gateway] = endpoint
         vouchers = []
         most = len(ids) + (near[2] * len(near[3]) if near else 0)
         for raw in answer[0][:most]:
