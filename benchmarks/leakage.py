@@ -1,6 +1,6 @@
 """What each thing that is sent tells a stranger about what was sensed, and what hiding costs.
 
-    python benchmarks/leakage.py [--quick] [--json FILE] [--check]
+    python benchmarks/leakage.py [--quick] [--only PART] [--json FILE] [--check]
 
 Everything is about the shipped watch encoder. Its makers had people 1-3; the stranger has them
 too, and the model's weights, and is asked about windows of people 4-10. The windows' 48 features
@@ -45,7 +45,7 @@ from _leak_heads import Floats, Int8, Ints, Site  # noqa: E402
 
 from edge_agent.cpython.signer import HostCrypto  # noqa: E402
 from edge_agent.domain import Domain  # noqa: E402
-from edge_agent.fingerprint import PURPOSE_FINGERPRINT, Projection  # noqa: E402
+from edge_agent.fingerprint import PURPOSE_FINGERPRINT, PURPOSE_PROJECT, Projection  # noqa: E402
 from gateway.base_head import base_of  # noqa: E402
 from gateway.codebook import Codebook  # noqa: E402
 from gateway.heads import evidence, fit  # noqa: E402
@@ -271,6 +271,19 @@ def outcome_forms(known: Windows, secret: Windows, domain: Domain) -> "dict[str,
         row |= decoded(seen / unit, features, sent / unit, wanted)
         asked = secret.vectors.astype(float) if exact else sent
         result[name] = row | usefulness(sent, asked, secret)
+    # A domain of a feature profile: the vector is the features, turned.
+    printer = Projection(CRYPTO, domain.id, PURPOSE_PROJECT, 64, known.features.shape[1])
+    turned = [
+        np.clip(np.array([printer.apply(row) for row in w.features.tolist()]) >> 3, -127, 127)
+        for w in (known, secret)
+    ]
+    for name, deviation in (("feature profile", 0), ("feature profile, noise 32", 32)):
+        seen, sent = (
+            np.clip(np.rint(v + np.random.default_rng(k).normal(0, deviation, v.shape)), -127, 127)
+            for k, v in enumerate(turned)
+        )
+        row = {"bits": 512} | decoded(seen / seen.std(), features, sent / seen.std(), wanted)
+        result[name] = row | usefulness(sent, turned[1].astype(float), secret)
     one_hot, hot = (np.eye(LABELS)[w.scores.argmax(1)] for w in (known, secret))
     sure, sure_too = (w.scores.max(1, keepdims=True) / 255 for w in (known, secret))
     inside = np.c_[known.vectors / 32, one_hot, sure], np.c_[secret.vectors / 32, hot, sure_too]
@@ -366,9 +379,12 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="fewer draws")
+    parser.add_argument("--only", help="gradients, outcomes or heads; the rest as --json has it")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--check", action="store_true", help="exit 1 when out of bounds")
     options = parser.parse_args()
+    if options.only and not (options.json and options.json.exists()):
+        parser.error("--only needs --json with a file of an earlier run")
     began = time.monotonic()
     domain = Domain.load((MODELS / "watch.domain").read_bytes(), CRYPTO)
     known, secret = windows(PEOPLE, 16), windows(REPLAY_PEOPLE, 64)
@@ -376,14 +392,22 @@ def main() -> int:
     result: dict[str, Any] = {
         "quick": options.quick,
         "windows": {"known": len(known.labels), "secret": len(secret.labels)},
-        "gradients": gradient_attacks(known, secret, options.quick),
-        "outcomes": outcome_forms(known, secret, domain),
-        "raw window": raw_windows(known, secret),
-        "heads": head_attacks(plain, secret, domain, options.quick),
-        "goals": GOALS,
     }
+    if options.only:
+        result = json.loads(options.json.read_text())
+    parts: dict[str, Callable[[], Any]] = {
+        "gradients": lambda: gradient_attacks(known, secret, options.quick),
+        "outcomes": lambda: outcome_forms(known, secret, domain),
+        "raw window": lambda: raw_windows(known, secret),
+        "heads": lambda: head_attacks(plain, secret, domain, options.quick),
+    }
+    for name, part in parts.items():
+        if options.only in (None, name):
+            result[name] = part()
+    result["goals"] = GOALS
     result["missed"] = missed = check(result)
-    result["seconds"] = round(time.monotonic() - began)
+    took = round(time.monotonic() - began)
+    result["seconds"] = {**result.get("seconds", {}), options.only or "all": took}
     show(result)
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
