@@ -98,6 +98,7 @@ def _fault(record: Any, domains: Mapping[bytes, Any]) -> tuple[str, str] | None:
     outcome = record.outcome
     for name, value, known in (
         ("label", outcome.label, domain.labels),
+        ("label", outcome.alone[0] if outcome.alone else None, domain.labels),
         ("action", outcome.action, domain.actions),
         ("result", outcome.result, domain.results),
     ):

@@ -116,6 +116,8 @@ def _record(record: Any, domain: "Domain | None") -> dict[str, Any]:
         shown["domain"] = domain.name
         inner["label_name"] = _name(domain.labels, outcome.label)
         inner["tag_names"] = [_name(domain.tags, tag) for tag in outcome.tags]
+        if outcome.alone is not None:
+            inner["alone_name"] = _name(domain.labels, outcome.alone[0])
         if outcome.action is not None:
             inner["action_name"] = _name(domain.actions, outcome.action)
         if outcome.result is not None:
@@ -135,6 +137,7 @@ def _fault(record: Any, domain: Domain) -> "str | None":
         return "unknown-domain"
     for index, names in (
         (outcome.label, domain.labels),
+        (outcome.alone[0] if outcome.alone else None, domain.labels),
         (outcome.action, domain.actions),
         (outcome.result, domain.results),
         *((tag, domain.tags) for tag in outcome.tags),

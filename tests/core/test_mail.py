@@ -452,6 +452,45 @@ class OnTheAgent(unittest.TestCase):
         r.do(r.core.stop(r.now))
         self.assertEqual(Rig(r.store, settings()).core.mail.taken, 1)
 
+    def test_what_a_hello_said_is_there_after_any_cut(self):
+        """The whole agent on flash; the power goes during every change of anything."""
+
+        def life(store, g):
+            r = Rig(store, settings(), seed=store.seed)
+            r.start()
+            r.up()
+            r.serve(g)
+            for k in range(6):
+                said = g.hellos[-1].taken
+                boxes = [(ROW, row(said + 1, i)) for i in range(3)] + [(NEIGHBOUR, near(k))]
+                self.post(r, g, *boxes)
+                r.window()
+                r.run(SAVE_MS)
+                r.serve(g)
+            return r
+
+        whole = SimFlash(3)
+        whole.seed = 3
+        life(whole, Gateway())
+        for at in range(1, whole.changes + 1):
+            store, g = SimFlash(at), Gateway()
+            store.seed = 3
+            store.cut_at = at
+            try:
+                life(store, g)
+                self.fail("no cut at %d" % at)
+            except PowerCut:
+                pass
+            said = max([hello.taken for hello in g.hellos] or [0])
+            after = store.power_cycle()
+            after.seed = 4
+            r = life(after, g)
+            hellos = [h.taken for h in g.hellos if h.boot == r.core.boot]
+            self.assertTrue(hellos[0] >= said, (at, said, hellos))
+            self.assertEqual(hellos[-1], hellos[0] + 24)
+            self.assertEqual(r.core.mail.head.version, g.hellos[-1].head)
+        self.assertTrue(whole.changes >= 20, whole.changes)
+
     def test_a_full_disk_delays_the_report(self):
         r, g = self.linked()
         r.store.error = DISK_FULL

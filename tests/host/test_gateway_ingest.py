@@ -107,7 +107,11 @@ def test_an_unknown_domain_names_the_record(device):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"label": 3}, {"label": 65535}, {"tags": (1,)}, {"action": 1}, {"result": 2}]
+    "fields",
+    [
+        *({"label": 3}, {"label": 65535}, {"tags": (1,)}, {"action": 1}, {"result": 2}),
+        {"head": 1, "alone": (3, 200)},
+    ],
 )
 def test_an_unknown_label_names_the_record(device, fields):
     identity = (AGENT, device.journal, 3)
