@@ -54,25 +54,29 @@ def found_names() -> list[str]:
 
 
 def _addresses() -> list[str]:
-    """Addresses that others can reach; that of the default route first."""
-    found = []
-    for family, target in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
-        try:
-            with socket.socket(family, socket.SOCK_DGRAM) as sock:
-                sock.connect((target, 9))  # sends nothing
-                found.append(sock.getsockname()[0])
-        except OSError:
-            continue
+    """Addresses that others can reach: version 4 first, that of the default route at its head."""
     try:
         text = Path("/proc/net/fib_trie").read_text()
     except OSError:
         text = ""
+    found = [*_routed(socket.AF_INET, "192.0.2.1")]
     found += re.findall(r"\|-- ([0-9.]+)\n\s+/32 host LOCAL", text)
+    found += _routed(socket.AF_INET6, "2001:db8::1")
     return [
         a
         for a in dict.fromkeys(found)
         if not (ip := ipaddress.ip_address(a)).is_loopback and not ip.is_link_local
     ]
+
+
+def _routed(family: int, target: str) -> list[str]:
+    """The address that would be used towards the outside."""
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.connect((target, 9))  # sends nothing
+            return [sock.getsockname()[0]]
+    except OSError:
+        return []
 
 
 def check_name(name: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from edge_agent.errors import ConfigError
 from gateway import ca, install, mosquitto_run, setup
 from gateway.config import DEVICES, Domains, GatewayConfig
+from gateway.network import join_endpoint
 
 
 def _show(options: argparse.Namespace, found: Any, text: str) -> int:
@@ -58,7 +59,7 @@ def do_init(options: argparse.Namespace) -> int:
         names = setup.make_tls(config, options.name, own)
         config = setup.add_tls(config, {"host": names[0]})
         found["tls"] = setup.tls_report(config)
-        text += f"devices reach it at {names[0]}:{devices['port']} over TLS; "
+        text += f"devices reach it at {join_endpoint(names[0], devices['port'])} over TLS; "
         text += f"certificate for {', '.join(found['tls']['names'])}\n"
     setup.brokers_told(config)
     if not found["domains"]:
@@ -87,7 +88,7 @@ def do_tls(options: argparse.Namespace) -> int:
     found = setup.tls_report(config)
     text += "\n".join(
         [
-            f"devices      {found['host']}:{found['port']}",
+            f"devices      {join_endpoint(found['host'], found['port'])}",
             f"names        {', '.join(found['names'])}",
             f"certificate  {found['days_left']} days left, SHA-256 {found['fingerprint']}",
             f"authority    {found['authority_days_left']} days left"

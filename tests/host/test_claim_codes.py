@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import socket
 import ssl
 import subprocess
@@ -16,12 +17,19 @@ from pathlib import Path
 
 import pytest
 from brokers import Pki
-from gateway_kit import domain_bytes, free_port, gateway, wait_until
+from gateway_kit import (
+    broker_running,
+    domain_bytes,
+    free_port,
+    gateway,
+    gateway_running,
+    wait_until,
+)
 
 from edge_agent.config import Config
 from edge_agent.cpython import claim
 from edge_agent.cpython.claim_code import ClaimCode
-from edge_agent.errors import ConfigError, LinkError, RemoteError
+from edge_agent.errors import ConfigError, FrameError, LinkError, RemoteError
 from gateway import ca
 from gateway.claims import ClaimError, Claims
 from gateway.cli import opened
@@ -352,6 +360,48 @@ def test_a_new_key_keeps_the_rest_of_the_file(folder, tmp_path):
     assert found["generation"] == new["generation"] == 2
     assert new["key"] != fields["key"]
     assert (new["journal"], new["unsure_below"]) == ({"path": "here"}, 7)
+
+
+def test_a_new_key_loses_nothing_that_is_queued(folder, tmp_path):
+    """A real agent, offline: what it sealed under the old key arrives after it took the new."""
+    models = Path(__file__).resolve().parents[2] / "models"
+    shutil.copy(models / "watch.domain", folder / "domains")
+    (folder / "domains" / "motion.domain").unlink()
+    device = tmp_path / "device.json"
+    with offered(folder, "enrol", "pump") as (code, _):
+        claim.redeem(code, device)
+    fields = json.loads(device.read_text())
+    replay = str(models / "data" / "watch_replay.bin")
+    fields |= {
+        "model": str(models / "watch_mlp_int8.tflite"),
+        "sensor": {"kind": "replay", "path": replay, "person": 4, "speed": 0, "limit": 30},
+    }
+    device.write_text(json.dumps(fields))
+    agent = [sys.executable, "-m", "edge_agent.cli"]
+    run = [*agent, "run", "--config", str(device), "--quiet", "--json"]
+    done = subprocess.run([*run, "--seconds", "4"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    look = [*agent, "journal", "--config", str(device), "--json"]
+    held = json.loads(subprocess.run(look, capture_output=True, text=True).stdout)
+    assert sum(held["pending"].values()) == 30, held
+    with offered(folder, "rotate", "pump") as (code, _):
+        claim.redeem(code, device)
+    log = tmp_path / "gateway.log"
+    with (
+        broker_running("mosquitto", folder, GatewayConfig(folder).port),
+        gateway_running(folder, log),
+    ):
+        done = subprocess.run(
+            [*run, "--until-delivered"], capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr + log.read_text()
+
+        def known():
+            return json.loads(gateway("-C", folder, "devices", "--json").stdout)[0]
+
+        wait_until(lambda: known()["outcomes"] == 60, 15, lambda: str(known()))
+        assert known()["generation"] == 2
+        assert known()["refused"] == known()["conflicts"] == 0
 
 
 def test_a_code_nobody_takes_is_void(folder, tmp_path):

@@ -4,6 +4,7 @@ Each test is an attack; it asserts that nothing of it got through, that it was c
 where a person sees it. The honest device beside it is served all the while.
 """
 
+import asyncio
 import contextlib
 import datetime
 import json
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import paho.mqtt.client as paho
 import pytest
-from brokers import Pki
+from brokers import Pki, Server
 from gateway_kit import (
     Publisher,
     domain_bytes,
@@ -30,6 +31,9 @@ from gateway_kit import (
 )
 from paho.mqtt.enums import CallbackAPIVersion
 
+from edge_agent.config import Config
+from edge_agent.cpython.link_mqtt import MqttLink
+from edge_agent.errors import LinkError
 from edge_agent.frame import DeviceKeys
 from gateway import ca
 from gateway.broker_log import Refusals
@@ -431,9 +435,11 @@ def dated(pki, name, first, last):
         pki._builder = real
 
 
-@pytest.mark.parametrize("fault", ["none", "expired", "not yet", "self-made", "other name"])
-def test_a_gateway_talks_to_no_broker_it_cannot_trust(tmp_path, fault):
-    """A gateway whose broker is elsewhere: its certificate is checked, and what is wrong said."""
+FAULTS = ["none", "expired", "not yet", "self-made", "other name"]
+
+
+def certificate_with(fault, tmp_path):
+    """(the authority that is trusted, certificate, its key)."""
     pki, other = Pki(tmp_path), Pki(tmp_path, "other")
     certificate, key, _ = {
         "none": lambda: pki.issue("broker"),
@@ -442,6 +448,54 @@ def test_a_gateway_talks_to_no_broker_it_cannot_trust(tmp_path, fault):
         "self-made": lambda: other.issue("broker"),
         "other name": lambda: pki.issue("broker", "other.example"),
     }[fault]()
+    return pki, certificate, key
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_an_agent_talks_to_no_broker_it_cannot_trust(tmp_path, fault):
+    """It does not even say who it is."""
+    pki, certificate, key = certificate_with(fault, tmp_path)
+    heard = []
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+
+    def talk(connection):
+        with context.wrap_socket(connection, server_side=True) as secure:
+            heard.append(secure.recv(1024))
+            secure.sendall(b"\x20\x02\0\0")
+            secure.recv(1024)
+
+    server = Server(talk)
+    broker = Config.from_json(
+        {
+            "agent": "11" * 8,
+            "key": "22" * 32,
+            "broker": {"host": "localhost", "port": server.port, "tls": {"ca": pki.ca}},
+        }
+    ).broker
+
+    async def connect():
+        link = MqttLink(broker, "11" * 8, "11" * 8, "password", [])
+        await link.connect()
+        await link.disconnect()
+
+    try:
+        if fault == "none":
+            asyncio.run(connect())
+            assert b"password" in heard[0]
+        else:
+            with pytest.raises(LinkError) as caught:
+                asyncio.run(connect())
+            assert caught.value.reason == "refused" and "TLS" in caught.value.detail
+            assert not any(heard)
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_gateway_talks_to_no_broker_it_cannot_trust(tmp_path, fault):
+    """A gateway whose broker is elsewhere: its certificate is checked, and what is wrong said."""
+    pki, certificate, key = certificate_with(fault, tmp_path)
     folder, port = tmp_path / "gw", free_port()
     domain = tmp_path / "motion.domain"
     domain.write_bytes(domain_bytes())
