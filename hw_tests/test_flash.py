@@ -9,6 +9,7 @@ import json
 import random
 import re
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -277,6 +278,43 @@ def test_a_board_keeps_its_owner(make_shop, installed):
     shop.write_site("older.json", generation=0)
     assert "key generation 1" in shop.refused(site="older.json")
     assert shop.flash()["send"] == 0
+
+
+@full
+def test_the_walk_of_the_documentation(make_shop):
+    """Its blocks for a shell, with this board for that one."""
+    shop = make_shop("rv32", "romfs")
+    text = (MODELS.parent / "docs" / "flash-esp32.md").read_text()
+    shop.power()
+    (shop.folder / "board.py").write_text(PROGRAM.read_text())
+    (shop.folder / "north.json").unlink()
+    port = shop.machine.pty
+    for old, new in (
+        ("-C gw", f"-C {shop.bench.folder}"),
+        ("192.168.1.20", "uart:1"),
+        ("--board esp32-c3", f"--board qemu-rv32 --port {port}"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    said = ""
+    for block in re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S):
+        script = f"set -e\nPATH={shop.installed.site}/bin:{Path(sys.executable).parent}:$PATH\n"
+        done = subprocess.run(
+            ["bash", "-c", script + block],
+            cwd=shop.folder,
+            env=shop.installed.env,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        said += done.stdout + done.stderr
+        assert done.returncode == 0, said
+        path = shop.folder / "north.json"
+        if "enrol" in block:  # the block of JSON is merged into the site's file
+            fields = json.loads(path.read_text())
+            assert fields["broker"]["host"] == "uart:1"
+            path.write_text(json.dumps({**shop.fields, **fields}))
+    assert "Dry run; nothing was changed." in said and "in its gateway's custody" in said
 
 
 # -- cuts -------------------------------------------------------------------------------------
