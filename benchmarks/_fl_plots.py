@@ -18,9 +18,9 @@ Found = dict[str, Any]  # method -> metric -> figures by seed
 PARETO = {
     "the model as shipped": ("shipped",),
     "local fine-tuning": ("local",),
-    "FedAvg, by rounds": ("fedavg, {} rounds", "fedavg"),
+    "FedAvg, 1 to 100 rounds": ("fedavg, {} rounds", "fedavg", "fedavg, 100 rounds"),
     "FedAvg + local": ("fedavg + local",),
-    "FedAvg, head only": ("fedavg head, {} rounds", "fedavg head"),
+    "FedAvg, head only, 1 to 30": ("fedavg head, {} rounds", "fedavg head"),
     "FedAvg head, int8": ("fedavg head int8",),
     "outcome routing": ("learner",),
 }
@@ -40,8 +40,9 @@ def pareto(title: str, found: Found, link: "Callable[[str], float]") -> Plot:
         methods = [text.format(n) for text in patterns for n in (ROUNDS if "{}" in text else (0,))]
         methods = [m for m in methods if m in found]
         x = [link(m) / 1000 for m in methods]
-        texts = [""] * (len(methods) - 1) + ["30 rounds"] if len(methods) > 1 else []
-        series.append(line(name, x, [found[m]["mean"] for m in methods], texts=texts))
+        texts = [m.split(", ")[1].split()[0] if " rounds" in m else "30" for m in methods]
+        shown = texts if len(methods) > 1 else []
+        series.append(line(name, x, [found[m]["mean"] for m in methods], texts=shown))
     return Plot(title, "kB on a device's link, all in all", "mean accuracy", series, log=True)
 
 

@@ -32,16 +32,16 @@ Bools = npt.NDArray[np.bool_]
 Result = dict[str, list[dict[str, float]]]
 
 ROUNDS = 30
-LOCAL = Recipe(30, 0.05)
+LOCAL = Recipe(30, 0.1)
 FEDAVG = Recipe(5, 0.1)
-FEDPROX = Recipe(5, 0.1, pull=0.1)
-FEDPROTO = Recipe(2, 0.05, prototypes=1.0)
+FEDPROX = Recipe(5, 0.1, pull=0.01)
+FEDPROTO = Recipe(2, 0.05, prototypes=0.1)
 HEAD = Recipe(5, 0.1, head_only=True)
-AFTER = Recipe(10, 0.05)  # fine-tuning at each site after FedAvg
+AFTER = Recipe(2, 0.05)  # fine-tuning at each site after FedAvg
 POOLED = Recipe(30, 0.05)
 BUDGET = 98  # outcomes fetched by a site: 14 for each of 7 labels
-BUDGETS = (7, 14, 28, 49, 98, 196, 384)
-AT_ROUNDS = (1, 2, 3, 5, 10, 20, 30)
+BUDGETS = (14, 49, 98, 196)
+AT_ROUNDS = (1, 2, 3, 5, 10, 20, 30, 100)
 
 
 class Bench(NamedTuple):
@@ -118,8 +118,8 @@ def of_nets(b: Bench, nets: Nets, gone: Bools) -> "list[dict[str, float]]":
 # -- all methods -----------------------------------------------------------------------
 
 
-def rivals(b: Bench, kind: str, few: bool = False) -> Result:
-    """What does not route outcomes. few: the most important ones only."""
+def rivals(b: Bench, kind: str, few: bool = False, rounds: int = ROUNDS) -> Result:
+    """What does not route outcomes. few: the most important ones only. rounds: of FedAvg."""
     gone = b.rounds(kind).gone
     out: Result = {}
 
@@ -134,7 +134,8 @@ def rivals(b: Bench, kind: str, few: bool = False) -> Result:
         if turn in AT_ROUNDS:
             curve[turn] = nets
 
-    averaged = federated(b.nets, b.data, FEDAVG, ROUNDS, b.rounds(kind), b.rng(), every=keep)
+    federated(b.nets, b.data, FEDAVG, rounds, b.rounds(kind), b.rng(), every=keep)
+    averaged = curve[ROUNDS]
     for turn, nets in curve.items():
         note(f"fedavg, {turn} rounds", nets)
     out["fedavg"] = out.pop(f"fedavg, {ROUNDS} rounds")

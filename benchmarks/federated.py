@@ -1,7 +1,7 @@
 """Outcome routing beside federated learning: accuracy, bytes, who is left out, who loses.
 
     python benchmarks/federated.py [--quick] [--seeds N] [--jobs N] [--only PART] [--json FILE]
-                                   [--check]
+                                   [--resume] [--check]
     python benchmarks/federated.py --tune
 
 One command; about half an hour with 20 seeds on two cores, minutes with --quick. Data and
@@ -23,8 +23,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +38,18 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests" / "host"
 import _fl_bytes as cost  # noqa: E402
 import _fl_more as more  # noqa: E402
 import _fl_runs as runs  # noqa: E402
-from _fl_data import DEVELOPMENT, SCENARIOS, digits, training_vectors, watch  # noqa: E402
+from _fl_data import CACHE, DEVELOPMENT, SCENARIOS, training_vectors, watch  # noqa: E402
+from _fl_parts import FEWER, PARTS, QUICK, work  # noqa: E402
 from _fl_stats import compare, holm, interval  # noqa: E402
 from _fl_train import size  # noqa: E402
 
 CHUNK = 5  # seeds that are trained side by side; fixed, so that --jobs changes no figure
-KINDS = ("all", "half", "gone")
-NOISES = (0.0, 0.05, 0.2)
 LINK_MOST = 48_000
-RECEIVERS = ("knn", "refit", "both")
+SOURCES = (
+    *("data", "train", "methods", "outcome", "runs", "more", "parts"),
+    *("models/mlp.py", "models/windows.py", "models/watch_data.py", "models/tflite_writer.py"),
+    *("gateway/heads.py", "gateway/learner.py", "edge_agent/head.py", "edge_agent/synthesis.py"),
+)
 RIVALS = (
     "shipped",
     "local",
@@ -71,54 +74,6 @@ MORE = (
     *("links", "origins asked", "fetched", "of the class fetched"),
     *("honest quarantined", "liars quarantined", *more.KINDS),
 )
-
-
-# -- parts, each for a chunk of seeds ------------------------------------------------------
-
-
-def grid(scenario: str, seeds: "list[int]", quick: bool) -> "dict[str, runs.Result]":
-    """condition -> method -> figures."""
-    worlds = [watch(seed, scenario) for seed in seeds]
-    out: dict[str, runs.Result] = {}
-    for kind in KINDS:
-        for noise in NOISES:
-            main = kind == "all" and noise == 0
-            if quick and not main and (kind != "all" or noise != 0.2):
-                continue
-            b = runs.bench(worlds, noise)
-            found = runs.rivals(b, kind, few=quick and not main)
-            found |= runs.outcomes(b, kind, RECEIVERS if main else ("refit",))
-            found |= runs.lessons(b, kind)
-            if kind == "half":
-                again = runs.lessons(b, kind, asks=3)
-                found["learner, asked 3 times"] = again["learner"]
-            if main:
-                for budget in runs.BUDGETS:
-                    if budget != runs.BUDGET:
-                        fetched = runs.lessons(b, kind, budget, devices=False)["learner"]
-                        found[f"learner, {budget} fetched"] = fetched
-            out[f"{scenario}, {kind}, {noise:.0%} wrong"] = found
-    return out
-
-
-def digit_grid(scenario: str, seeds: "list[int]", quick: bool) -> "dict[str, runs.Result]":
-    alpha = float(scenario)
-    b = runs.bench([digits(seed, alpha) for seed in seeds])
-    found = runs.rivals(b, "all") | runs.outcomes(b, "all", RECEIVERS) | runs.lessons(b, "all")
-    return {f"digits {alpha}": found}
-
-
-PARTS: "dict[str, tuple[Callable[..., dict[str, runs.Result]], tuple[str, ...]]]" = {
-    "grid": (grid, SCENARIOS),
-    "digits": (digit_grid, ("0.1", "0.5")),
-    "villages": (more.villages, tuple(map(str, more.VILLAGES))),
-    "rare": (more.rare, ("rare",)),
-    "liars": (more.liars, tuple(f"{w} {n}" for w in ("iid", "skew4") for n in more.LIARS)),
-    "models": (more.models, ("skew4", "novel")),
-}
-
-
-QUICK = {"villages": ("2", "7", "20"), "liars": ("iid 2", "skew4 2")}
 
 
 # -- bytes ---------------------------------------------------------------------------------
@@ -165,24 +120,38 @@ def link_bytes(ledger: "dict[str, Any]", method: str) -> float:
 # -- putting together ------------------------------------------------------------------------
 
 
-def work(part: str, scenario: str, seeds: "list[int]", quick: bool) -> "dict[str, runs.Result]":
-    return PARTS[part][0](scenario, seeds, quick)
+def kept(task: "tuple[Any, ...]", quick: bool) -> Path:
+    """Where a task's figures are kept: the name changes with any code that they depend on."""
+    text = repr((task, quick)).encode()
+    for name in SOURCES:
+        path = ROOT / (name if "/" in name else f"benchmarks/_fl_{name}.py")
+        text += sha256(path.read_bytes()).digest()
+    return CACHE / f"figures-{sha256(text).hexdigest()[:20]}.json"
 
 
-def collect(parts: "list[str]", seeds: int, quick: bool, jobs: int) -> "dict[str, Any]":
+def collect(
+    parts: "list[str]", seeds: int, quick: bool, jobs: int, resume: bool
+) -> "dict[str, Any]":
     """part -> condition -> method -> metric -> [figure by seed]."""
     tasks = [
-        (part, scenario, list(range(at, min(at + CHUNK, seeds))))
+        (part, scenario, list(range(seeds))[at : at + CHUNK])
         for part in parts
         for scenario in (QUICK.get(part) if quick else None) or PARTS[part][1]
-        for at in range(0, seeds, CHUNK)
+        for at in range(0, min(seeds, FEWER.get(part, seeds)), CHUNK)
     ]
     out: dict[str, Any] = {part: {} for part in parts}
+    CACHE.mkdir(parents=True, exist_ok=True)
+    files = [kept(task, quick) for task in tasks]
     with ProcessPoolExecutor(jobs) as pool:
-        waiting = [(task, pool.submit(work, *task, quick)) for task in tasks]
-        for (part, scenario, some), future in waiting:
+        jobs_ = [
+            None if resume and file.exists() else pool.submit(work, *task, quick)
+            for task, file in zip(tasks, files, strict=True)
+        ]
+        for (part, scenario, some), file, job in zip(tasks, files, jobs_, strict=True):
             started = time.monotonic()
-            for condition, found in future.result().items():
+            if job is not None:
+                file.write_text(json.dumps(job.result()))
+            for condition, found in json.loads(file.read_text()).items():
                 place = out[part].setdefault(condition, {})
                 for method, rows in found.items():
                     here = place.setdefault(method, {})
@@ -261,6 +230,9 @@ def main() -> int:
     parser.add_argument("--only", choices=sorted(PARTS), help="one part")
     parser.add_argument("--json", metavar="FILE", help="write the figures there")
     parser.add_argument("--check", action="store_true", help="exit 1 below the goals")
+    parser.add_argument(
+        "--resume", action="store_true", help="take what an earlier run with this code found"
+    )
     parser.add_argument("--tune", action="store_true", help="how settings were chosen")
     o = parser.parse_args()
     if o.tune:
@@ -271,7 +243,7 @@ def main() -> int:
     started = time.monotonic()
     seeds = o.seeds or (3 if o.quick else 20)
     parts = [o.only] if o.only else list(PARTS)
-    result = collect(parts, seeds, o.quick, o.jobs)
+    result = collect(parts, seeds, o.quick, o.jobs, o.resume)
     result["seeds"] = seeds
     result["compared"] = {
         condition: questions(found)
