@@ -82,8 +82,9 @@ class AgentCore:
         if settings.peers is not None:
             from edge_agent.mail import Mail as Machine
 
-            labels = len(domain.labels)
-            self.mail = Machine(settings.peers, self.ids, kept, labels, facts.age_base_s)
+            self.mail = Machine(
+                settings.peers, self.ids, kept, len(domain.labels), facts.age_base_s, domain.id
+            )
             self.counter = max(self.counter, self.mail.counter)
         self._features = Features(domain.features)
         self._priority, self._coalesce = self._tables()

@@ -59,7 +59,8 @@ class Mail:
     """The device's end of its mailbox.
 
     settings: Config.peers.  data: of the last Keep that was performed, None when there is none.
-    labels: of the domain.  age_s: uptime of the boots before.
+    labels: of the domain.  age_s: uptime of the boots before.  domain_id: what was kept for
+    another domain is dropped.
 
     Attributes to read: taken (the highest number, perhaps not yet durable), counter (the down
     counter that was written with it), head, neighbours, counters, ask (a hello is due now).
@@ -72,8 +73,10 @@ class Mail:
         data: "bytes | None",
         labels: int,
         age_s: int = 0,
+        domain_id: bytes = b"",
     ) -> None:
         self._set = settings
+        self._domain_id = domain_id
         self._ids = ids
         self._labels = labels
         self._age_s = age_s
@@ -219,7 +222,8 @@ class Mail:
         """What to write: at most STATE_MAX bytes."""
         rows = [] if self.head is None else self.head.rows
         parts = [[encode(list(row)) for row in r] for r in (rows, self._rows)]
-        return encode([1, self.counter, self.taken, parts[0], parts[1], self.neighbours.data])
+        table = self.neighbours.data
+        return encode([1, self.counter, self.taken, self._domain_id, parts[0], parts[1], table])
 
     def _read(self, data: "bytes | None") -> None:
         if data is None:
@@ -228,12 +232,12 @@ class Mail:
             content: Any = decode(data)
             if content[0] != 1:
                 return  # of another version of the agent: begin again
-            whole = [decode_row(body) for body in content[3]]
-            parts = [decode_row(body) for body in content[4]]
-            if whole:
-                self.head = Head(whole[0].version, whole[0].model_id, whole)
-            self._rows = parts
-            self.neighbours = self._table(content[5])
+            if content[3] == self._domain_id:
+                whole = [decode_row(body) for body in content[4]]
+                if whole:
+                    self.head = Head(whole[0].version, whole[0].model_id, whole)
+                self._rows = [decode_row(body) for body in content[5]]
+                self.neighbours = self._table(content[6])
             self.counter, self.taken = content[1], content[2]
         except (CborError, FrameError, TypeError, ValueError, IndexError):
             self.head = None

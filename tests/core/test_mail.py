@@ -293,12 +293,25 @@ class State(unittest.TestCase):
         self.assertTrue(len(post.mail.neighbours.data) <= TABLE_MAX)
         self.assertEqual(machine(state, 64, rows=64, neighbours=23).state(), state)
 
+    def test_what_was_kept_for_another_domain_is_dropped(self):
+        """Labels and vectors mean something else there; numbers go on."""
+        post = Post(machine())
+        for body in sure_head(9, 1, model_id=b"") + [row(10, 0)]:
+            post.box(ROW, body)
+        post.box(NEIGHBOUR, near(1))
+        peers = settings().peers
+        other = Mail(peers, Ids(), post.mail.state(), LABELS, 0, b"otherone")
+        self.assertEqual((other.head, len(other.neighbours)), (None, 0))
+        self.assertEqual((other.taken, other.counter), (5, post.counter))
+        again = Mail(peers, Ids(), other.state(), LABELS, 0, b"otherone")
+        self.assertEqual(again.state(), other.state())
+
     def test_nonsense_begins_again(self):
         post = Post(machine())
         for body in sure_head(9, 1):
             post.box(ROW, body)
         good = post.mail.state()
-        for data in (b"", b"\x80", b"\x00", good[:-1], b"\x86\x02" + good[2:], b"\x86\x01\x00\x00"):
+        for data in (b"", b"\x80", b"\x00", good[:-1], b"\x87\x02" + good[2:], b"\x87\x01\x00\x00"):
             mail = machine(data)
             self.assertEqual((mail.taken, mail.head, len(mail.neighbours)), (0, None, 0))
 
