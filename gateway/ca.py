@@ -239,6 +239,14 @@ def days_left(certificate: x509.Certificate) -> int:
     return left.days
 
 
+def lasts(path: Path) -> int | None:
+    """Days that a certificate still has; None when it cannot be read."""
+    try:
+        return days_left(load(path))
+    except ConfigError:
+        return None
+
+
 def fingerprint(certificate: x509.Certificate) -> bytes:
     """SHA-256 of the whole certificate: what `tls.fingerprint` of a device pins."""
     return hashlib.sha256(certificate.public_bytes(serialization.Encoding.DER)).digest()

@@ -16,7 +16,7 @@ from edge_agent.cpython.notify import Notifier
 from edge_agent.cpython.owner import become_owner
 from edge_agent.errors import ConfigError, EdgeError, RemoteError
 from edge_agent.version import __version__
-from gateway import broker, enrol, reports
+from gateway import broker, ca, enrol, reports
 from gateway.cli_backup import add_backup_commands
 from gateway.cli_devices import add_device_commands
 from gateway.cli_mail import add_mail_commands
@@ -35,12 +35,17 @@ from gateway.train import add_domain_commands
 OK, FAILED, USAGE, ENVIRONMENT = 0, 1, 2, 3
 
 EPILOG = """
-first steps:
+to try it out on this machine:
   edge-gateway init gw --domain motion.domain --port 1883
   edge-gateway -C gw broker &          (or: mosquitto -c gw/mosquitto/mosquitto.conf)
   edge-gateway -C gw run &
   edge-gateway -C gw enrol pump-3 --out pump-3.json
-  edge-agent run --config pump-3.json  (on the device)
+  edge-agent run --config pump-3.json
+
+for good, with TLS and systemd (docs/deploy-pi.md):
+  sudo edge-gateway init /var/lib/edge-gateway --tls --domain motion.domain
+  sudo edge-gateway -C /var/lib/edge-gateway install
+  sudo edge-gateway -C /var/lib/edge-gateway enrol pump-3 --claim
 
 exit codes: 0 ok, 1 verification failed, 2 usage, 3 environment
 """
@@ -98,6 +103,9 @@ def do_run(options: argparse.Namespace) -> int:
         retention = Retention(store, config.keep_bytes, config.keep_days)
 
         def housekeeping(now: int) -> None:
+            if config.devices is not None:
+                days = ca.lasts(config.devices.cert)
+                custody.counters.gauges["certificate_days"] = -1 if days is None else days
             for _ in range(20):
                 if not retention.step(now):
                     break
@@ -171,6 +179,11 @@ def do_status(options: argparse.Namespace) -> int:
             f"devices    {found['devices']}, {found['online']} online",
             f"rejected   {rejected}",
             f"broker     {_broker(found)}",
+            *(
+                [f"TLS        certificate for {found['certificate_days']} days more"]
+                if found["certificate_days"] is not None
+                else []
+            ),
             f"conflicts  {found['conflicts']}",
             f"lost       {found['lost_by_restore']} by restore from backup",
             *(f"domain     {name}" for name in found["domains"]),

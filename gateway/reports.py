@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from edge_agent.frame import outcome_id
+from gateway import ca
 from gateway.config import Domains, GatewayConfig
 from gateway.keys import Registry
 from gateway.ranges import RangeSet
@@ -144,6 +145,7 @@ def status(config: GatewayConfig, store: Store, registry: Registry) -> dict[str,
         "lost_by_restore": sum(d["lost_by_restore"] for d in known),
         "rejected": store.rejected_counts(),
         "broker": broker_refusals(config),
+        "certificate_days": (ca.lasts(config.devices.cert) if config.devices is not None else None),
         "rejected_samples": store.rejected_samples(),
         "domains": sorted(
             f"{d.name} {d.id.hex()} version {d.version}" for d in Domains(config.domains).values()

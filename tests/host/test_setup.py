@@ -45,6 +45,8 @@ def test_init_finds_out_names_and_ports(tmp_path, domain):
     assert {"localhost", "127.0.0.1", socket.gethostname().partition(".")[0]} <= set(tls["names"])
     assert tls["host"] == ca.found_names()[0]
     assert tls["own_authority"] and 5 * 365 - 2 <= tls["days_left"] <= 5 * 365
+    status = json.loads(gateway("-C", tmp_path / "gw", "status", "--json").stdout)
+    assert status["certificate_days"] == tls["days_left"]
     for name in ("ca.key", "server.key"):
         assert (tmp_path / "gw" / "tls" / name).stat().st_mode & 0o077 == 0
 
