@@ -173,12 +173,18 @@ def reachable(b: Bench, kind: str) -> Bools:
     return b.rounds(kind).draw()
 
 
-def outcomes(b: Bench, kind: str, receivers: "tuple[str, ...]", budget: int = BUDGET) -> Result:
+def outcomes(
+    b: Bench,
+    kind: str,
+    receivers: "tuple[str, ...]",
+    budget: int = BUDGET,
+    policies: "tuple[str, ...]" = POLICIES,
+) -> Result:
     """Outcome routing, one exchange: every policy with these receivers."""
     gone = b.rounds(kind).gone
     there = reachable(b, kind)
     out: Result = {}
-    for policy in POLICIES:
+    for policy in policies:
         out |= {
             f"outcome, {policy}: {receiver}": found
             for receiver, found in fetching(b, policy, budget, there, gone, receivers).items()

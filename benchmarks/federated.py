@@ -244,6 +244,10 @@ def main() -> int:
     seeds = o.seeds or (3 if o.quick else 20)
     parts = [o.only] if o.only else list(PARTS)
     result = collect(parts, seeds, o.quick, o.jobs, o.resume)
+    # Conditions belong to the grid; they are a part of their own for their number of seeds.
+    if "conditions" in result:
+        result.setdefault("grid", {}).update(result.pop("conditions"))
+        parts = list(dict.fromkeys("grid" if part == "conditions" else part for part in parts))
     result["seeds"] = seeds
     result["compared"] = {
         condition: questions(found)
@@ -251,7 +255,7 @@ def main() -> int:
         for condition, found in result[part].items()
         if "learner" in found
     }
-    if "grid" in parts:
+    if "grid" in parts and o.only != "conditions":
         result["ledgers"] = {scenario: ledgers(scenario) for scenario in SCENARIOS}
     for part in parts:
         for condition, found in result[part].items():
@@ -263,7 +267,7 @@ def main() -> int:
 
         result["flwr"] = _fl_flwr.differences()
         print("\nlargest difference from flwr's averaging:", result["flwr"])
-    missed = goals(result) if "grid" in parts else []
+    missed = goals(result) if "ledgers" in result else []
     result["missed"] = missed
     result["seconds"] = round(time.monotonic() - started)
     if o.json:
