@@ -129,10 +129,16 @@ def judged(claim: Claim, found: Results) -> Finding:
     if missing:
         files = ", ".join(f"benchmarks/results/{name}.json" for name in missing)
         return Finding(UNMEASURED, [f"Nothing yet: {files} is not there."])
-    return claim.judge(found)
+    try:
+        return claim.judge(found)
+    except KeyError as error:
+        return Finding(UNMEASURED, [f"The results that are there say nothing of {error}."])
 
 
-def page(findings: dict[str, Finding]) -> str:
+def page(findings: dict[str, Finding], found: Results) -> str:
+    where = dict(WHERE)
+    if "federated" in found:
+        where["federated"] += f", {found['federated']['seeds']} seeds"
     lines = [
         "# What is claimed for outcome routing, and what we measured",
         "",
@@ -155,7 +161,7 @@ def page(findings: dict[str, Finding]) -> str:
             lines += ["", sentence]
         if finding.limits:
             lines += ["", *(f"- {limit}" for limit in finding.limits)]
-        lines += ["", "From " + "; ".join(WHERE[name] for name in claim.needs) + "."]
+        lines += ["", "From " + "; ".join(where[name] for name in claim.needs) + "."]
     lines += ["", "## Where it is claimed", ""]
     lines += [f"- {letter}: [{title}]({url})" for letter, (title, url) in SOURCES.items()]
     return re.sub(r"(\d)%", r"\1 %", "\n".join(lines) + "\n")
@@ -179,7 +185,7 @@ def main() -> int:
     announced = json.loads(ANNOUNCED.read_text())
     found = load(announced)
     findings = {claim.name: judged(claim, found) for claim in CLAIMS}
-    text = page(findings)
+    text = page(findings, found)
     wrong = unannounced(findings, announced)
     if options.check:
         if not PAGE.exists() or PAGE.read_text() != text:

@@ -33,7 +33,7 @@ def test_every_verdict_was_announced():
 
 def test_the_page_is_what_the_figures_say():
     """Run python tools/claims.py."""
-    assert claims.PAGE.read_text() == claims.page(findings())
+    assert claims.PAGE.read_text() == claims.page(findings(), FOUND)
 
 
 def test_each_announced_result_is_there():
@@ -53,6 +53,12 @@ def test_nothing_is_invented():
     for name, finding in findings({}).items():
         assert finding.verdict == UNMEASURED, name
         assert "is not there" in finding.measured[0]
+
+
+def test_a_part_that_was_not_run_is_not_measured():
+    found = with_(lambda f: f.pop("villages"))
+    assert verdict("pairs", found) == UNMEASURED and verdict("nearest", found) != UNMEASURED
+    assert "villages" in claims.judged(BY_NAME["pairs"], found).measured[0]
 
 
 def test_sources_are_those_that_are_named():
@@ -123,6 +129,7 @@ def made_up():
     return {
         **FOUND,
         "federated": {
+            "seeds": 1,
             "grid": grid,
             "compared": compared,
             "ledgers": {"novel": {"link": {"outcomes, MQTT and acks": 20_000, "head": 700}}},
@@ -147,6 +154,10 @@ def with_(change):
     found = made_up()
     change(found["federated"])
     return found
+
+
+def test_the_page_says_how_many_seeds():
+    assert "[evidence.md](evidence.md), 1 seeds" in claims.page(findings(made_up()), made_up())
 
 
 def test_when_nothing_is_gained_nothing_is_claimed():
