@@ -43,6 +43,9 @@ def packet(found: Results) -> Finding:
             f"{max(r['frame'] for r in rows)} bytes, with everything it may carry "
             f"{max(r['full frame'] for r in rows)}, encrypted "
             f"{max(r['encrypted'] for r in rows)}; {ceiling} are never exceeded.",
+            "Between gateways: "
+            + ", ".join(f"{n} {b}" for n, b in found["packets"]["between gateways"].items())
+            + " bytes.",
             f"The same models' weights as float32: {smallest['float32']:,} to "
             f"{largest['float32']:,} bytes, for each round and way.",
         ],
