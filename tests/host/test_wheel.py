@@ -109,3 +109,20 @@ print(about["kernels"], len(about["files"]))
     said = inside(wheel, code, tmp_path).splitlines()[-1].split()
     assert said[0] == ("kernels_x64.mpy" if tier == "native" else "None")
     assert int(said[1]) > 10
+
+
+def test_it_makes_what_a_board_gets(wheel, tmp_path):
+    """`edge-agent bundle` away from the clone, and what `flash` knows of boards and of USB."""
+    code = """
+import json
+from edge_agent.cli import main
+from edge_agent.tools import freight, ports
+assert main(["bundle", "--board", "qemu-m3", "--out", "board", "--json"]) == 0
+made = json.load(open("board/bundle.json"))
+assert freight.check_bundle(__import__("pathlib").Path("board"), "qemu-m3", "armv7m") == made
+assert len(ports.known()["usb"]) > 5
+print(made["kernels"], "lib/edge_app.mpy" in made["files"])
+"""
+    said = inside(wheel, code, tmp_path).split()
+    built = (ROOT / "mpy_port/tflite/natmod/kernels_armv7m.mpy").exists()
+    assert said[-2:] == ["kernels_armv7m.mpy" if built else "None", "True"]
