@@ -31,6 +31,7 @@ Judge = Callable[[Results], Finding]
 
 def packet(found: Results) -> Finding:
     rows, ceiling = found["packets"]["models"], found["packets"]["ceiling"]
+    between = found["packets"]["between gateways"]
     largest, smallest = (f(rows, key=lambda r: r["parameters"]) for f in (max, min))
     sizes = [row[what] for row in rows for what in ("frame", "full frame", "encrypted", "padded")]
     spread = max(r["full frame"] for r in rows) - min(r["full frame"] for r in rows)
@@ -43,9 +44,9 @@ def packet(found: Results) -> Finding:
             f"{max(r['frame'] for r in rows)} bytes, with everything it may carry "
             f"{max(r['full frame'] for r in rows)}, encrypted "
             f"{max(r['encrypted'] for r in rows)}; {ceiling} are never exceeded.",
-            "Between gateways: "
-            + ", ".join(f"{n} {b}" for n, b in found["packets"]["between gateways"].items())
-            + " bytes.",
+            "Between gateways, in bytes: "
+            + "; ".join(f"{n} {b}" for n, b in between.items() if n != "frame")
+            + ".",
             f"The same models' weights as float32: {smallest['float32']:,} to "
             f"{largest['float32']:,} bytes, for each round and way.",
         ],
