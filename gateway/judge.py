@@ -111,7 +111,6 @@ class Judges:
         self._search = Search(custody.store)
         self._waiting: dict[int, Waiting] = {}
         self._ready: list[Waiting] = []
-        self.counters.add(dict.fromkeys(("judgements", "judgements_refused"), 0))
 
     def said(self, agent: "bytes | None", payload: bytes) -> None:
         """A message on the topic `judge` of this agent; kept in memory until `note`."""

@@ -29,6 +29,8 @@ from typing import Any
 
 from edge_agent.errors import StoreError
 
+CHECK_BYTES = 16 << 20
+
 # Steps of the schema. One is never edited after a release: `user_version` says how many ran.
 STEPS: tuple[tuple[str, ...], ...] = (
     (
@@ -124,9 +126,10 @@ class MailDb:
                 )
             if version < len(STEPS):
                 self._migrate(db)
-            (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
-            if found != "ok":
-                raise sqlite3.DatabaseError(found)
+            if self.path.stat().st_size <= CHECK_BYTES:  # reading it takes a fraction of a second
+                (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
+                if found != "ok":
+                    raise sqlite3.DatabaseError(found)
         except BaseException:
             db.close()
             raise

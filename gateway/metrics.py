@@ -22,6 +22,13 @@ NAMES = {
     "broker_failures": "attempts to reach the broker that failed",
     "broker_untrusted": "brokers refused for their certificate",
     "acks": "acknowledgements sent to devices",
+    "mail_sent": "boxes sent to mailboxes of devices, repeats included",
+    "mail_taken": "items that devices said they have taken",
+    "mail_questions": "times a device was asked where its mailbox stands",
+    "mail_failures": "rounds with mail that failed: the file was locked, damaged or full",
+    "mailboxes_set_aside": "damaged mailbox files set aside",
+    "judgements": "judgements by people that were committed",
+    "judgements_refused": "judgements by people that could not be understood",
 }
 
 

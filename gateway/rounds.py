@@ -61,7 +61,6 @@ class Rounds:
         self._judged_version: tuple[object, ...] = ()
         self.judges = Judges(custody)
         self._set_aside = 0
-        self.counters.add(dict.fromkeys(("mail_sent", "mail_taken", "mail_failures"), 0))
 
     # -- what happens -------------------------------------------------------------------
 
