@@ -27,6 +27,7 @@ log = logging.getLogger("edge_gateway")
 
 BUSY_MS = 50
 RETRY_MS = 1000
+TOLD_MS = 60_000  # a failure that lasts is logged this often
 DEVICES_A_TURN = 64
 PROBE_TYPE = 0
 
@@ -57,6 +58,7 @@ class Rounds:
         self._busy: set[bytes] = set()  # devices with mail
         self._version: tuple[int, ...] = ()
         self._retry_at = 0
+        self._told_at = 0
         self._topic = re.compile(re.escape(custody.root) + r"/([0-9a-f]{16})/judge").fullmatch
         self._judged_version: tuple[object, ...] = ()
         self.judges = Judges(custody)
@@ -144,7 +146,9 @@ class Rounds:
         self._retry_at = at_ms + RETRY_MS
         self.counters.add({"mail_failures": 1})
         self._note_set_aside()
-        log.warning("mailbox: %s", error)
+        if at_ms >= self._told_at:
+            self._told_at = at_ms + TOLD_MS
+            log.warning("mailbox: %s", error)
 
     def _note_set_aside(self) -> None:
         moved = self._box.set_aside if self._box is not None else 0
