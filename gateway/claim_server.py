@@ -48,7 +48,10 @@ ADDRESSES = 1024
 SLOWEST_S = 60.0
 POLL_S = 0.2
 LINGER_S = 1.5  # an answer that was lost may be asked for again
-_STATUS = {"unknown": 403, "used": 409, "expired": 410, "revoked": 403, "superseded": 409}
+STATUS = {
+    "unknown": 403, "used": 409, "expired": 410, "revoked": 403, "superseded": 409,
+    "rate-limited": 429, "bad-field": 400,
+}  # fmt: skip
 
 
 class Brake:
@@ -102,22 +105,22 @@ class Desk:
         now = time.monotonic()
         wait = self._brake.wait(address, now)
         if wait:
-            return self._refuse("rate-limited", 429, {"retry-after": str(int(wait) + 1)})
+            return self._refuse("rate-limited", {"retry-after": str(int(wait) + 1)})
         try:
             fields = json.loads(await read_body(request, REQUEST_MAX))
             secret, nonce = bytes.fromhex(fields["secret"]), bytes.fromhex(fields["nonce"])
             if len(secret) != SECRET_BYTES or len(nonce) != NONCE_BYTES:
                 raise ValueError
-        except PeerError as error:
-            return self._refuse(error.reason, 400)
+        except PeerError:  # too long, or too slow
+            return self._refuse("bad-field")
         except (ValueError, KeyError, TypeError, AttributeError):
-            return self._refuse("bad-field", 400)
+            return self._refuse("bad-field")
         try:
             return JSONResponse(self.answer(secret, nonce, _now_ms()))
         except ClaimError as error:
             if error.reason == "unknown":
                 self._brake.wrong(address, now)
-            return self._refuse(error.reason, _STATUS[error.reason])
+            return self._refuse(error.reason)
         except EdgeError as error:
             return JSONResponse({"error": error.what, "fix": error.fix}, 500)
 
@@ -135,11 +138,9 @@ class Desk:
         }
         return {"config": fields, "authority": self.authority, "domains": domains}
 
-    def _refuse(
-        self, reason: str, status: int, headers: "dict[str, str] | None" = None
-    ) -> Response:
+    def _refuse(self, reason: str, headers: "dict[str, str] | None" = None) -> Response:
         self._refused[reason] = self._refused.get(reason, 0) + 1
-        return JSONResponse({"error": reason}, status, headers)
+        return JSONResponse({"error": reason}, STATUS[reason], headers)
 
     def count(self) -> None:
         """Put what was refused since the last call into the database: `edge-gateway status`.

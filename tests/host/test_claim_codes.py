@@ -29,8 +29,8 @@ from gateway_kit import (
 from edge_agent.config import Config
 from edge_agent.cpython import claim
 from edge_agent.cpython.claim_code import ClaimCode
-from edge_agent.errors import ConfigError, FrameError, LinkError, RemoteError
-from gateway import ca
+from edge_agent.errors import ConfigError, LinkError, RemoteError
+from gateway import ca, claim_server
 from gateway.claims import ClaimError, Claims
 from gateway.cli import opened
 from gateway.cli_devices import CLAIMS, picture
@@ -102,6 +102,16 @@ def test_a_code_reads_back_however_it_is_typed(host):
             host, 8884, code.secret, code.pin,
         )  # fmt: skip
     assert code.secret.hex() not in repr(code)
+
+
+def test_the_code_and_the_reasons_are_those_of_the_specification():
+    spec = (Path(__file__).resolve().parents[2] / "SPEC.md").read_text().partition("## 19.")[2]
+    secret, pin = re.search(r"secret (\w+), pin (\w+), pi.local, 8884:", spec).groups()
+    code = ClaimCode("pi.local", 8884, bytes.fromhex(secret), bytes.fromhex(pin))
+    assert re.search(r"^    (pi.local:8884/\S+)$", spec, re.M)[1] == code.text()
+    rows = dict(re.findall(r"^\| `([a-z-]+)` \| (\d+) \|", spec, re.M))
+    told = {name: int(status) for name, status in rows.items()}
+    assert told == claim_server.STATUS
 
 
 def test_slips_of_the_finger_are_seen():
