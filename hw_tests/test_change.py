@@ -12,7 +12,7 @@ from ai_edge_litert import schema_py_generated as schema
 from harness.bench import Bench
 from harness.deploy import MODEL, MODELS, WINDOWS
 from harness.machine import RESET
-from harness.operator import Operator
+from harness.sender import Operator
 
 from edge_agent.cpython.signer import HostCrypto
 from edge_agent.domain import Domain, make_domain
