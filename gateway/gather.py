@@ -9,6 +9,7 @@ An outcome that another gateway merely guessed, and that has one of ours among i
 out: our own opinion does not come back as somebody else's.
 """
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -38,6 +39,7 @@ ROWS = 200
 QUESTIONS = 4  # vectors asked with, for each label
 LESSON_BYTES = 65_536  # of the day's budget at most
 LABELS = 16  # in one lesson
+AT_ONCE = 4  # of them asked about at the same time
 IDS_BYTES = 18  # of an outcome asked for by its id
 AGAIN_S = 3600.0  # others are asked again, without news from here; doubled while it is in vain
 AGAIN_MOST_S = 86_400.0
@@ -120,11 +122,16 @@ class Gatherer:
         first = mask | ((local.old != local.labels) & (local.old >= 0))
         plan = learner.plan_fetch(*learner.needs(local, mask, labels), left)
         have = Counter(row.label for row in self._lessons.known(domain, False))
-        new = 0
+        gate = asyncio.Semaphore(AT_ONCE)
+
+        async def about(label: int, k: int) -> int:
+            vectors = learner.exemplars(local, label, first, QUESTIONS)
+            async with gate:
+                return await self._ask(domain, label, min(k, 2 * k - have[label]), vectors)
+
         try:
-            for label, k in sorted(plan.items(), key=lambda pair: -pair[1])[:LABELS]:
-                vectors = learner.exemplars(local, label, first, QUESTIONS)
-                new += await self._ask(domain, label, min(k, 2 * k - have[label]), vectors)
+            chosen = sorted(plan.items(), key=lambda pair: -pair[1])[:LABELS]
+            new = sum(await asyncio.gather(*(about(label, k) for label, k in chosen)))
         finally:
             self._seen.clear()
         pause = self._again.get(domain, (0.0, AGAIN_S / 2))[1]
@@ -220,7 +227,7 @@ def _known(gateway: bytes, record: OutcomeRecord, facts: Facts) -> Known:
     return Known(
         facts.outcome, gateway, facts.agent, record.domain_id, outcome.model or b"", label,
         outcome.label, own, outcome.confidence or 0, confirmed, outcome.head, depth,
-        facts.utc_ms // 1000, None, outcome.vector,
+        facts.utc_ms // 1000, outcome.vector,
     )  # fmt: skip
 
 

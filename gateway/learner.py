@@ -184,6 +184,14 @@ def guard(
 
     said: (n,), what the head in force says of the fetched rows; UNKNOWN for nothing.
     """
+    trusted, _, trust = _guarded(local, fetched, said)
+    return trusted, trust
+
+
+def _guarded(
+    local: Evidence, fetched: Evidence, said: "Ints | None"
+) -> tuple[Evidence, Ints, dict[int, Trust]]:
+    """As `guard`, with the positions of what remains."""
     n = len(fetched.labels)
     said = np.full(n, UNKNOWN) if said is None else said
     ours, theirs = _agreement(local, local), _agreement(local, fetched)
@@ -211,7 +219,8 @@ def guard(
     for source, one in trust.items():
         weight = float(kept.weights[kept.source == source].sum())
         trust[source] = one._replace(weight=weight)
-    return kept.take(kept.weights > 0), trust
+    used = np.flatnonzero(kept.weights > 0)
+    return kept.take(used), used, trust
 
 
 def capped(local: Evidence, fetched: Evidence) -> Evidence:
@@ -320,12 +329,14 @@ def accept(new: Ints, old: Ints, held_back: Evidence) -> Verdict:
 
 
 class Lesson(NamedTuple):
-    """rows: of the candidate, whether accepted or not.  held: what it says of each local row
-    without having learnt from it: the `old` of the next lesson.  trust: by source."""
+    """rows: of the candidate, whether accepted or not.  held, held_fetched: what it says of each
+    local and fetched row without having learnt from it, UNKNOWN for what was not used: the `old`
+    of the next lesson.  trust: by source."""
 
     rows: list[bytes]
     verdict: Verdict
     held: Ints
+    held_fetched: Ints
     trust: dict[int, Trust]
     learnt_from: int
 
@@ -342,7 +353,7 @@ def learn(
     """A lesson, complete. in_force: what decides at the device now, where that is known; the
     base when it has no head yet."""
     said = _said(in_force, fetched.vectors)
-    trusted, trust = guard(local, fetched, said)
+    trusted, used, trust = _guarded(local, fetched, said)
     everything = join(local, trusted)
     n = len(local.labels)
     held = np.full(len(everything.labels), UNKNOWN)
@@ -356,7 +367,9 @@ def learn(
     verdict = accept(held, old, everything)
     if in_force is None and verdict.accepted and len(_untaught(local)):
         verdict = verdict._replace(accepted=False, why="the model knows labels not met here")
-    return Lesson(rows, verdict, held[:n], trust, len(held))
+    held_fetched = np.full(len(fetched.labels), UNKNOWN)
+    held_fetched[used] = held[n:]
+    return Lesson(rows, verdict, held[:n], held_fetched, trust, len(held))
 
 
 def _untaught(local: Evidence) -> Ints:

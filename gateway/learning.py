@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_agent.domain import Domain
 from edge_agent.errors import EdgeError
-from edge_agent.head import ROWS_MAX, Head, decode_row, encode_row
+from edge_agent.head import ROWS_MAX, decode_row, encode_row
 from edge_agent.mail import CLEAR_HEAD, encode_clear
 from gateway import lessons as book
 from gateway.base_head import base_of, model_id
@@ -103,7 +103,7 @@ class Learning:
         self._review(group)
         if self._due(group):
             now = time.time()
-            in_force = self._head(group)
+            in_force = self.lessons.in_force(*group)
             rows = self.lessons.known(domain.id, True)
             local = book.local_evidence(rows, group[1], now, in_force)
             if self.gatherer.budget:
@@ -141,16 +141,18 @@ class Learning:
         group: Group,
         rows: Sequence[Known],
         local: Evidence,
-        in_force: Head | None,
+        in_force: Version | None,
     ) -> None:
-        fetched, names = book.fetched_evidence(self.lessons.known(domain.id, False), time.time())
+        others = self.lessons.known(domain.id, False)
+        fetched, names = book.fetched_evidence(others, time.time(), in_force)
+        head = compiled(in_force.rows) if in_force else None
         base = self._base(domain, group[1])
         version = self._next(group)
         if version > VERSION_MAX:
             self.counters["versions used up"] += 1
             return
         lesson = await asyncio.to_thread(
-            learn, base, in_force or base, local, fetched, len(domain.labels), version, group[1]
+            learn, base, head or base, local, fetched, len(domain.labels), version, group[1]
         )
         self.counters["lessons"] += 1
         self.trust[domain.id] = {names.get(s, b""): t for s, t in lesson.trust.items()}
@@ -158,6 +160,7 @@ class Learning:
         self.lessons.keep(
             Version(
                 *group, version, int(time.time() * 1000), state, lesson.rows,
+                book.held_of((rows, lesson.held), (others, lesson.held_fetched)),
                 self._report(domain, lesson, local, len(fetched.labels)),
             )
         )  # fmt: skip
@@ -167,7 +170,6 @@ class Learning:
         )  # fmt: skip
         if lesson.verdict.accepted:
             self.counters["accepted"] += 1
-            self.lessons.hold(book.held_of(rows, lesson.held, group[1]))
 
     def _report(
         self, domain: Domain, lesson: Lesson, local: Evidence, fetched: int
@@ -204,10 +206,6 @@ class Learning:
             known += [v for v in (head.queued, head.sent, head.in_force) if v is not None]
         return max(known, default=0) + 1
 
-    def _head(self, group: Group) -> Head | None:
-        version = self.lessons.in_force(*group)
-        return compiled(version.rows) if version else None
-
     def _base(self, domain: Domain, model: bytes) -> FloatHead | None:
         """From the models folder; read again when it changes."""
         files = sorted((self.folder / "models").glob("*.tflite"))
@@ -237,7 +235,6 @@ class Learning:
             return
         self.counters["taken back"] += 1
         self.lessons.set_state(now, book.TAKEN_BACK)
-        self.lessons.unhold(*group)
         before = next((v for v in self.lessons.versions(*group) if v.state == book.REPLACED), None)
         log.warning(
             "head %d of model %s is taken back: %d of %d right, alone %d more",
@@ -248,7 +245,8 @@ class Learning:
             again = [encode_row(decode_row(row)._replace(version=version)) for row in before.rows]
             report = {**before.report, "again": before.version}
             made_ms = int(time.time() * 1000)
-            self.lessons.keep(Version(*group, version, made_ms, book.IN_FORCE, again, report))
+            held = before.held
+            self.lessons.keep(Version(*group, version, made_ms, book.IN_FORCE, again, held, report))
 
     # -- mail -----------------------------------------------------------------------------
 

@@ -9,13 +9,10 @@ A head belongs to a domain and a model: devices that run the same model share it
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from edge_agent import cbor
-from edge_agent.head import Head
 from gateway import heads, learner
 from gateway.heads import HERE, UNKNOWN, Evidence, Ints
 from gateway.routing_db import RoutingDb
@@ -30,8 +27,7 @@ IN_FORCE, REPLACED, TAKEN_BACK, REFUSED = "in force", "replaced", "taken back", 
 class Known(NamedTuple):
     """An outcome to learn from. gateway: whose it is.  model: 8 bytes, b"" when not known.
     label: true as far as known.  said: what the device concluded; own: by its model alone.
-    head: the version that decided, None for the model's own.  held: what the head in force says
-    of it without having learnt from it, None where that was not noted."""
+    head: the version that decided, None for the model's own."""
 
     outcome: bytes
     gateway: bytes
@@ -46,12 +42,12 @@ class Known(NamedTuple):
     head: int | None
     depth: int
     utc_s: int
-    held: int | None
     vector: bytes
 
 
 class Version(NamedTuple):
-    """A head that was made. rows: bodies of its boxes.  report: what people may want to know."""
+    """A head that was made. rows: bodies of its boxes.  held: outcome -> what it says of it
+    without having learnt from it.  report: what people may want to know."""
 
     domain: bytes
     model: bytes
@@ -59,6 +55,7 @@ class Version(NamedTuple):
     made_ms: int
     state: str
     rows: list[bytes]
+    held: dict[bytes, int]
     report: dict[str, Any]
 
 
@@ -141,19 +138,6 @@ class Lessons:
             found.setdefault((domain, model), set()).add(agent)
         return found
 
-    def hold(self, held: Iterable[tuple[bytes, int]]) -> None:
-        """(outcome, label): what the head now in force says without having learnt from it."""
-        self._db.run_many(
-            "UPDATE evidence SET held = ? WHERE outcome = ?",
-            ((label, outcome) for outcome, label in held),
-        )
-
-    def unhold(self, domain: bytes, model: bytes) -> None:
-        self._db.run(
-            "UPDATE evidence SET held = NULL WHERE domain = ? AND model = ? AND held NOT NULL",
-            (domain, model),
-        )
-
     # -- heads ----------------------------------------------------------------------------
 
     def keep(self, one: Version) -> None:
@@ -169,10 +153,10 @@ class Lessons:
                 (one.domain, one.model, REFUSED),
             )
             self._db.run(
-                "INSERT OR REPLACE INTO heads VALUES (?,?,?,?,?,?,?)",
+                "INSERT OR REPLACE INTO heads VALUES (?,?,?,?,?,?,?,?)",
                 (
                     one.domain, one.model, one.version, one.made_ms, one.state,
-                    cbor.encode(list(one.rows)), json.dumps(one.report),
+                    cbor.encode(list(one.rows)), _packed(one.held), json.dumps(one.report),
                 ),
             )  # fmt: skip
 
@@ -195,35 +179,57 @@ class Lessons:
 
 
 def _version(row: Sequence[Any]) -> Version:
-    bodies = cbor.decode(row[5], 2, 1024)
+    domain, model, version, made_ms, state, rows, held, report = row
+    bodies = cbor.decode(rows, 2, 1024)
     assert isinstance(bodies, list)
-    domain, model, version, made_ms, state = row[:5]
-    return Version(domain, model, version, made_ms, state, bodies, json.loads(row[6]))
+    return Version(
+        domain, model, version, made_ms, state, bodies, _unpacked(held), json.loads(report)
+    )
+
+
+def _packed(held: Mapping[bytes, int]) -> bytes:
+    """16 bytes of id and 2 of label for each."""
+    return b"".join(id_ + label.to_bytes(2, "big") for id_, label in held.items())
+
+
+def _unpacked(data: bytes) -> dict[bytes, int]:
+    return {
+        data[i : i + 16]: int.from_bytes(data[i + 16 : i + 18], "big")
+        for i in range(0, len(data), 18)
+    }
 
 
 # -- from rows to arrays ----------------------------------------------------------------------
 
 
 def local_evidence(
-    rows: Sequence[Known], model: bytes, now_s: float, in_force: "Head | None"
+    rows: Sequence[Known], model: bytes, now_s: float, in_force: "Version | None"
 ) -> Evidence:
     """Rows of this gateway. Those of devices with another model are from HERE, too, but are no
-    judges of this one's head: they get a source of their own."""
-    own = [_old(row, in_force) if row.model == model else UNKNOWN for row in rows]
-    found = _evidence(rows, [HERE if row.model == model else -1 for row in rows], own, now_s, False)
-    if in_force is not None and len(rows):
-        ask = np.array([row.model == model and _untold(row, in_force) for row in rows])
-        if ask.any():
-            found.old[ask] = heads.predict(in_force, found.vectors[ask])
-    return found
+    judges of this one's head: they get a source of their own. in_force: of this model."""
+    version = None if in_force is None else in_force.version
+    held = {} if in_force is None else in_force.held
+
+    def old(row: Known) -> int:
+        if row.model != model:
+            return UNKNOWN
+        if version is None:
+            return row.own
+        return held.get(row.outcome, row.said if row.head == version else UNKNOWN)
+
+    source = [HERE if row.model == model else -1 for row in rows]
+    return _evidence(rows, source, [old(row) for row in rows], now_s, False)
 
 
-def fetched_evidence(rows: Sequence[Known], now_s: float) -> tuple[Evidence, dict[int, bytes]]:
+def fetched_evidence(
+    rows: Sequence[Known], now_s: float, in_force: "Version | None"
+) -> tuple[Evidence, dict[int, bytes]]:
     """Rows of others, and which gateway each source number is."""
+    held = {} if in_force is None else in_force.held
     names = {gateway: i for i, gateway in enumerate(sorted({row.gateway for row in rows}), 1)}
     source = [names[row.gateway] for row in rows]
-    found = _evidence(rows, source, [UNKNOWN] * len(rows), now_s, True)
-    return found, {i: gateway for gateway, i in names.items()}
+    old = [held.get(row.outcome, UNKNOWN) for row in rows]
+    return _evidence(rows, source, old, now_s, True), {i: g for g, i in names.items()}
 
 
 def _evidence(
@@ -242,18 +248,6 @@ def _evidence(
     )
 
 
-def _old(row: Known, in_force: "Head | None") -> int:
-    if in_force is None:
-        return row.own
-    if row.held is not None:
-        return row.held
-    return row.said if row.head == in_force.version else UNKNOWN
-
-
-def _untold(row: Known, in_force: Head) -> bool:
-    return row.held is None and row.head != in_force.version
-
-
 def live(rows: Iterable[Known], model: bytes, version: int) -> tuple[int, int, int, int]:
     """Of the judged outcomes that a head decided: how many, right ones, those that only the
     model alone had right, those that only the head had."""
@@ -264,8 +258,11 @@ def live(rows: Iterable[Known], model: bytes, version: int) -> tuple[int, int, i
     return len(made), right, only_own, only_head
 
 
-def held_of(rows: Sequence[Known], held: Ints, model: bytes) -> Iterator[tuple[bytes, int]]:
-    """For Lessons.hold, of the rows that local_evidence was made of."""
-    for row, label in zip(rows, held.tolist(), strict=True):
-        if row.model == model and label != UNKNOWN:
-            yield row.outcome, label
+def held_of(*parts: "tuple[Sequence[Known], Ints]") -> dict[bytes, int]:
+    """For Version.held. parts: rows, and what was said of each, UNKNOWN for nothing."""
+    return {
+        row.outcome: label
+        for rows, held in parts
+        for row, label in zip(rows, held.tolist(), strict=True)
+        if label != UNKNOWN
+    }

@@ -107,7 +107,6 @@ STEPS: tuple[tuple[str, ...], ...] = (
             head INTEGER,
             depth INTEGER NOT NULL,
             utc_s INTEGER NOT NULL,
-            held INTEGER,
             vector BLOB NOT NULL)""",
         "CREATE INDEX evidence_of ON evidence (domain, gateway, confirmed, label)",
         """CREATE TABLE heads (
@@ -117,6 +116,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
             made_ms INTEGER NOT NULL,
             state TEXT NOT NULL,
             rows BLOB NOT NULL,
+            held BLOB NOT NULL,
             report TEXT NOT NULL,
             PRIMARY KEY (domain, model, version)) WITHOUT ROWID""",
     ),
