@@ -18,6 +18,7 @@ from typing import Any
 from edge_agent.errors import EdgeError
 from examples.demo import page, report, show
 from examples.demo.director import DemoError, Director
+from examples.demo.loop import Loop
 from examples.demo.routing import Routing
 from examples.demo.world import World
 
@@ -28,8 +29,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m examples.demo",
         description="Replay real sensor data at several sites, kill the broker, one agent and "
-        "the gateway on the way, show that every outcome arrives exactly once, and find what one "
-        "site has seen from another gateway.",
+        "the gateway on the way, show that every outcome arrives exactly once, find what one "
+        "site has seen from another gateway, and teach it to devices that do not know it.",
         epilog="exit status: 0 proven, 1 failed, 2 usage, 3 could not be run here",
     )
     add = parser.add_argument
@@ -44,7 +45,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--keep", metavar="DIR", help="keep journals, ledgers, logs and the database there")
     add("--out", default=".", metavar="DIR", help="where the report goes (default: here)")
     add("--json", action="store_true", help="print the report as JSON instead of the table")
-    add("--quick", action="store_true", help="three sites, few windows, about 25 seconds")
+    add("--quick", action="store_true", help="three sites, few windows, about 45 seconds")
     add("--no-kills", action="store_true", help="kill nothing")
     add(
         "--route",
@@ -92,19 +93,25 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         shlex.split(options.agent_cmd or ""),
         shlex.split(options.gateway_cmd or ""),
     )
-    routing = None
+    routing = loop = None
     if len(world.hubs) > 1:
         routing = Routing(world, progress, bool(options.kills), options.route)
+        loop = Loop(world, routing, progress)
     director = Director(world, progress, options.kills, routing)
     try:
         director.go()
-        if routing is not None:
+        if routing is not None and loop is not None:
             routing.go(director.watch)
+            director.watch.others = loop.agents()
+            loop.go()
+            loop.stop()
             routing.stop()
         progress.say("All quiet. Stopping every process, then comparing ledgers and database")
         world.stop()
         director.watch.look()
     finally:
+        if loop is not None:
+            loop.end()
         if routing is not None:
             routing.end()
         world.end()
@@ -118,7 +125,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "gateway_cmd": options.gateway_cmd,
     }
     try:
-        return report.build(world, director, used, routing)
+        return report.build(world, director, used, routing, loop)
     finally:
         world.close()
 

@@ -166,3 +166,25 @@ def gauge(share: float) -> str:
         '<rect class="rail" width="60" height="6" rx="3"/>'
         f'<rect class="fill" width="{filled}" height="6" rx="3"/></svg>'
     )
+
+
+def dumbbells(rows: "list[tuple[str, float, float]]", width: int) -> str:
+    """(name, before, after) as shares 0..1: two dots on a rail each, with what they are."""
+    left, right, row = 150, 52, 34
+    plot = width - left - right
+    height = row * len(rows) + 6
+    out = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="before and after">']
+    for i, (name, before, after) in enumerate(rows):
+        y = row * i + row / 2
+        a, b = left + plot * before, left + plot * after
+        out.append(
+            f'<text class="end" x="{left - 14}" y="{number(y + 4)}">{escape(name)}</text>'
+            f'<rect class="rail" x="{left}" y="{number(y - 2)}" width="{plot}" height="4" rx="2"/>'
+            f'<rect class="fill" x="{number(min(a, b))}" y="{number(y - 2)}" '
+            f'width="{number(abs(b - a))}" height="4"/>'
+            f'<circle class="before" cx="{number(a)}" cy="{number(y)}" r="5.5"/>'
+            f'<circle class="fill" cx="{number(b)}" cy="{number(y)}" r="6.5"/>'
+            f'<text x="{left + plot + 12}" y="{number(y + 4)}">{after * 100:.0f} %</text>'
+        )
+    out.append("</svg>")
+    return "".join(out)

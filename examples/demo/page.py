@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from examples.demo import charts, page_routing
+from examples.demo import charts, page_loop, page_routing
 
 Report = dict[str, Any]
 
@@ -24,6 +24,7 @@ def render(report: Report) -> str:
             _kills(report),
             _sites(report),
             page_routing.section(report.get("routing")),
+            page_loop.section(report.get("loop")),
             _bytes(report),
             _confusion(report),
             _claims(report),

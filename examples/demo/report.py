@@ -14,6 +14,7 @@ from edge_agent.frame import UP, open_frame
 from edge_agent.version import __version__
 from examples.demo import audit
 from examples.demo.director import Director
+from examples.demo.loop import Loop
 from examples.demo.routing import Routing
 from examples.demo.world import World
 
@@ -67,7 +68,11 @@ def as_json(record: Any, frame_agent: bytes, domain: Domain) -> bytes:
 
 
 def build(
-    world: World, director: Director, options: dict[str, Any], routing: "Routing | None" = None
+    world: World,
+    director: Director,
+    options: dict[str, Any],
+    routing: "Routing | None" = None,
+    loop: "Loop | None" = None,
 ) -> dict[str, Any]:
     """The report as a dictionary. Opens every frame of the database once more."""
     watch = director.watch
@@ -110,6 +115,8 @@ def build(
     checks = _checks(totals, kills, unreadable, director, options)
     if routing is not None:
         checks += routing.checks()
+    if loop is not None:
+        checks += loop.checks()
     passed = all(check["ok"] for check in checks)
     return {
         "report": 1,
@@ -133,6 +140,7 @@ def build(
         "kills": kills,
         "gateway": world.counters(),
         "routing": routing.result() if routing is not None else None,
+        "loop": loop.result() if loop is not None else None,
         "timeline": watch.timeline(0.5),
         "confusion": {"labels": list(labels), "matrix": matrix},
         "checks": checks,
@@ -300,7 +308,7 @@ def _headline(
 ) -> str:
     if passed:
         sites = _many(len(world.members), "site").capitalize()
-        found = ", found elsewhere" if len(world.hubs) > 1 else ""
+        found = ", found and learnt elsewhere" if len(world.hubs) > 1 else ""
         return f"{sites}, {_many(len(kills), 'kill')}, nothing lost, nothing twice{found}"
     wrong = []
     if totals["lost"]:

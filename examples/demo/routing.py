@@ -40,6 +40,7 @@ from gateway.files import write_private
 CODEBOOK = ROOT / "models" / "watch.codebook"
 # The budget is let out evenly over a day, and here a day's outcomes come in half a minute.
 ANNOUNCE = {"per_day": 1_000_000}
+LEARNER = {"every_s": 2}  # seconds: what takes ten minutes elsewhere
 NEAREST = 10
 QUESTIONS = 3
 DEADLINE_MS = 4000
@@ -94,6 +95,7 @@ class Routing:
             if self.route == "folder":
                 route = {"kind": "folder", "path": str(folder / "pointers")}
             section = {"port": port, "api_port": 0, "routes": [route], "announce": ANNOUNCE}
+            section["learner"] = LEARNER
             self._configure(hub, section)
             books = hub.folder / "codebooks"
             books.mkdir()

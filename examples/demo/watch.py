@@ -56,6 +56,7 @@ class Watch:
         self.committed: dict[str, float] = {}
         self.arrived: dict[str, float] = {}
         self.rows: list[Row] = []
+        self.others: set[str] = set()  # agents whose records are not counted here
         self.samples: list[tuple[float, int, int]] = []
         self.moved = 0.0
         self._due = 0.0
@@ -79,6 +80,8 @@ class Watch:
                 moved = True
         for database in self.databases:
             for row in database.new_rows():
+                if row.agent in self.others:
+                    continue
                 self.rows.append(row)
                 self.arrived.setdefault(row.hash, now)
                 moved = True

@@ -3,6 +3,7 @@
 gateway/         what `edge-gateway init` makes, with the database; gateway-2/, gateway-3/
 site-4/          device.json and journal of the site that replays person 4
 site-4.ledger    its ledger            site-4.acknowledged   what the broker took over
+newcomer-7/      device.json and journal of a device of the third act (loop.py)
 log/             stderr of every process
 moment/          see `World.moment`
 
@@ -112,6 +113,7 @@ class World:
         self.started = time.time()
         self.folder = folder
         self.seconds = seconds
+        self.python = sys.executable
         self.agent_cmd = agent_cmd or [sys.executable, "-m", "examples.demo.site"]
         self.gateway_cmd = gateway_cmd or [sys.executable, "-m", "gateway.cli"]
         for name in ("log", "moment"):

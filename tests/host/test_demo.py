@@ -88,6 +88,17 @@ def test_three_kills_lose_nothing_and_repeat_nothing(tmp_path: Path):
         assert (hit["origin"], hit["site"], hit["true"]) == ("gateway-1", 4, "pendulum")
     assert asked["router killed"]["missed"] and asked["router killed"]["hits"]
     assert asked["all back"]["origins"]["gateway-2"] == "answered"
+    loop = report["loop"]
+    assert {one["person"] for one in loop["devices"]} == {5, 6}
+    for one in loop["devices"]:
+        assert one["case_alone"] == 0 and one["case_together"] > 0.5
+        assert one["head"] and one["by_head"] == one["windows"] > 40
+        assert one["box_bytes"] > 7 * 100
+    assert all(0 < one["fetched_bytes"] < 262_144 for one in loop["gateways"])
+    tree = loop["tree"]["tree"]
+    assert tree["label"] == "pendulum" and tree["alone"]["label"] != "pendulum"
+    assert {one["origin"] for one in tree["parents"]} <= {"gateway-1"}
+    assert "learnt at the others" in (tmp_path / "demo-report.html").read_text()
     # One site in three sees the case, and most outcomes are not worth announcing.
     assert 0 < sum(one["pointers"] for one in routing["announced"]) < 400
 
