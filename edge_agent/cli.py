@@ -287,6 +287,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--ledger", action="store_true", help="what left this machine, by kind of frame"
     )
+    what.add_argument("--mail", action="store_true", help="head and outcomes of others in force")
 
     sub = command("feedback", cmd_feedback)
     sub.add_argument("outcome", help="outcome id, 32 hexadecimal digits")

@@ -128,7 +128,7 @@ class Neighbours:
             evidence = likeness * self.data[at + 82]
             if not evidence:
                 continue
-            found = (evidence, self._read(at))
+            found = (evidence, self.read(at))
             for i in range(len(best) + 1):
                 if i == len(best) or _before(found, best[i]):
                     best.insert(i, found)
@@ -136,7 +136,8 @@ class Neighbours:
             del best[VOTERS:]
         return best
 
-    def _read(self, at: int) -> Neighbour:
+    def read(self, at: int) -> Neighbour:
+        """The record that begins at `at` in data."""
         d = self.data
         return Neighbour(
             bytes(d[at : at + 16]),

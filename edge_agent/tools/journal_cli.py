@@ -6,7 +6,9 @@ from typing import Any
 
 from edge_agent.cpython.store import FileStore
 from edge_agent.egress import Egress
+from edge_agent.errors import ConfigError
 from edge_agent.frame import reason_name
+from edge_agent.tools import mail_view
 from edge_agent.tools.journal_view import View, describe
 from edge_agent.tools.site import Site
 
@@ -17,13 +19,18 @@ def run(args: argparse.Namespace, show: Show) -> int:
     """Look, never touch. StoreError when there is no journal, ConfigError for the file."""
     options: dict[str, int] = {}
     path = args.path
-    if args.config:
-        config = Site(args.config).config
+    site = Site(args.config) if args.config else None
+    if site is not None:
+        config = site.config
         path = config.journal_path
         options = {"segment_bytes": config.segment_bytes, "max_segments": config.max_segments}
     view = View(path, **options)
     try:
-        if args.ledger:
+        if args.mail:
+            if site is None:
+                raise ConfigError("not given", "--config", "--mail needs the labels of the domain")
+            data, lines = mail_view.view(path, site)
+        elif args.ledger:
             data, lines = ledger(path)
         elif args.export:
             count = view.export(args.export)

@@ -1,5 +1,6 @@
 """Mail on devices: the same bits on every interpreter, and nothing where nobody asked for it."""
 
+import json
 import subprocess
 import sys
 from array import array
@@ -10,7 +11,7 @@ import pytest
 import tflite_kit as kit
 import toolchain
 from gateway_kit import broker_running
-from test_mail import Place
+from test_mail import Place, head
 from test_own_runtime import (
     AGENT,
     KEY,
@@ -206,12 +207,39 @@ def test_a_board_and_this_host_seal_the_same_frames(tmp_path, domain):
     keys = frames.DeviceKeys(HostCrypto(), config.agent, config.key, config.generation)
     stored.sort(key=lambda pair: pair[0].seq)
     assert [record.seq for record, _ in stored] == list(range(1, len(stored) + 1))
-    head = heads.compiled(rows)
+    fitted = heads.compiled(rows)
     by_head = 0
     for record, frame in stored:
-        host.mail.head = head if record.outcome.head == 5 else None
+        host.mail.head = fitted if record.outcome.head == 5 else None
         said = host.say(window_of(record.seq, spec.window * spec.axes), config.unsure_below)[2]
         assert said == record.outcome
         assert frames.seal(keys, record._replace(outcome=said)) == frame
         by_head += said.head == 5 and said.alone is not None and said.alone[0] != said.label
     assert by_head >= 10
+
+
+def test_what_was_taken_is_shown(tmp_path, domain):
+    """`edge-agent journal --mail`, while the agent runs and after."""
+    place = Place(tmp_path, "cpython")
+    near = Neighbour(bytes(range(16)), bytes(range(64)), 3, 90, 1, 2)
+    show = [sys.executable, "-m", "edge_agent.cli", "journal", "--config", place.device, "--mail"]
+
+    def said(*more):
+        return subprocess.run([*show, *more], capture_output=True, text=True, check=True).stdout
+
+    with (
+        broker_running("mosquitto", place.folder, place.port),
+        place.gateway_running(),
+        place.agent_running(),
+    ):
+        place.mailbox.put_head(place.agent, 7, head(7, 2), 0)
+        place.mailbox.put(place.agent, NEIGHBOUR, encode_neighbour(near), 2, 0)
+        place.until(lambda: place.in_force() == 7 and place.done())
+        running = json.loads(said("--json"))
+    place.mailbox.close()
+    assert json.loads(said("--json")) == running
+    assert running["taken"] == len(domain.labels) + 1 and running["head"] == 7
+    (shown,) = running["neighbours"]
+    assert shown["label"] == domain.labels[3] and shown["confirmed"] and shown["depth"] == 2
+    text = said()
+    assert "version 7" in text and f"{bytes(range(16)).hex()}  {domain.labels[3]}" in text
