@@ -28,6 +28,7 @@ Int8 = npt.NDArray[np.int8]
 
 LABELS = 7
 EPOCHS, BATCH, RATE = 5, 10, 0.05  # of local training
+PULL, STRONG = 1.0, 12.0  # to the base head: least and most that a gateway uses
 
 
 class Site(NamedTuple):
@@ -41,14 +42,16 @@ class Site(NamedTuple):
         return Site(self.vectors[rows], self.features[rows], self.labels[rows])
 
 
-def refitted(base: FloatHead, local: Site, fetched: "Site | None", integers: bool) -> FloatHead:
-    """The head that a gateway makes; integers: as the device gets it."""
+def refitted(
+    base: FloatHead, local: Site, fetched: "Site | None" = None, pull: float = PULL
+) -> FloatHead:
+    """The head that a gateway makes, in the integers that its device gets."""
     vectors, labels = local.vectors, local.labels
     if fetched is not None:
         vectors = np.concatenate([vectors, fetched.vectors])
         labels = np.concatenate([labels, fetched.labels])
-    head = fit(base, evidence(vectors, labels), LABELS)
-    return dequantised(compiled(quantise(head, 1, b""))) if integers else head
+    head = fit(base, evidence(vectors, labels), LABELS, pull)
+    return dequantised(compiled(quantise(head, 1, b"")))
 
 
 def loss(logits: Floats, labels: Ints) -> Floats:
@@ -92,9 +95,9 @@ def membership(
             others = Site(*(np.concatenate(part) for part in zip(*rest, strict=True)))
             chosen = others.take(rng.choice(len(others.labels), fetched, replace=False))
             heads = {
-                "head, own outcomes": refitted(base, inside, None, True),
-                "head, own outcomes, floats": refitted(base, inside, None, False),
-                f"head, own and {fetched} fetched": refitted(base, inside, chosen, True),
+                "head, own outcomes": refitted(base, inside),
+                "head, own outcomes, strong pull": refitted(base, inside, None, STRONG),
+                f"head, own and {fetched} fetched": refitted(base, inside, chosen),
             }
             for name, head in heads.items():
                 fell = [
@@ -120,7 +123,7 @@ def _rows(
     for _ in range(draws):
         site = sites[rng.integers(len(sites))]
         mine = site.take(rng.choice(len(site.labels), min(count, len(site.labels)), replace=False))
-        head = refitted(base, mine, None, True)
+        head = refitted(base, mine)
         for label in np.unique(mine.labels).tolist():
             row = np.r_[head.weights[label] - base.weights[label], head.bias[label]]
             changes.append(row / (np.linalg.norm(row[:-1]) + 1e-9))

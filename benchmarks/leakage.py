@@ -251,7 +251,7 @@ def usefulness(sent: Floats, asked: Floats, secret: Windows) -> "dict[str, float
             padded, test = (
                 np.pad(rows, ((0, 0), (0, 64 - rows.shape[1]))) for rows in (store, asked[mine])
             )
-            head = fit(None, evidence(padded, labels), LABELS)
+            head = fit(None, evidence(padded, labels), LABELS, heads.PULL)
             refit += (head.logits(test).argmax(1) == secret.labels[mine]).tolist()
     return {"7 nearest": float(np.mean(nearest))} | (
         {"head": float(np.mean(refit))} if refit else {}

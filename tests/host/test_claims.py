@@ -105,6 +105,25 @@ def test_transports():
     assert verdict("transports", changed(lossy)) == LIMITED
 
 
+def test_leakage():
+    def blind(found):
+        for row in found["leakage"]["outcomes"].values():
+            row["net"] = row["ridge"] = 0.1
+
+    def telling(found):
+        found["leakage"]["heads"]["mean features R2"]["40"]["from the row"] = 0.95
+
+    def silent(found):
+        for row in found["leakage"]["heads"]["membership AUC"].values():
+            row["head, own outcomes"] = 0.5
+
+    assert verdict("private", FOUND) == AGAINST
+    assert verdict("private", changed(blind)) == SUPPORTED
+    assert verdict("gradients", FOUND) == LIMITED
+    assert verdict("gradients", changed(telling)) == AGAINST
+    assert verdict("gradients", changed(silent)) == SUPPORTED
+
+
 # -- federated.json: with figures made up here ------------------------------------------------
 
 SCENARIOS = ("iid", "skew4", "novel", "skew2")
