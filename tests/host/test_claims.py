@@ -152,7 +152,7 @@ def made_up():
             "grid": grid,
             "compared": compared,
             "ledgers": {"novel": {"link": {"outcomes, MQTT and acks": 20_000, "head": 700}}},
-            "rare": {"rare": {"learner": dict(alike), "fedavg, 30 rounds": dict(alike)}},
+            "rare": {"rare": {m: dict(alike) for m in ("learner", "shipped", "fedavg, 30 rounds")}},
             "villages": {
                 f"{n} sites": {"learner": dict(crowd), "local": dict(crowd)} for n in (2, 5, 100)
             },
