@@ -16,7 +16,8 @@ stays, and a class that nobody has seen keeps its row. The base deserves as much
 explains: PULL times the fourth power of its recall, the mean over the labels of the evidence, so
 that a base which has never learnt some of them lets go. Labels share the weight (`BALANCE`): what
 is rare here need not be rare tomorrow, and a label of which a few outcomes were found must
-still be heard.
+still be heard. Left out is what contradicts the base and its surroundings both: whoever labels
+things, some labels are wrong, and those are mostly such.
 
 The problem is convex and solved by accelerated gradient descent from the base, without any
 randomness: the same evidence gives the same rows. `quantise` then turns each row into 64 int8
@@ -46,6 +47,8 @@ UNKNOWN = -1
 PULL, PULL_LEAST = 12.0, 1.0
 BALANCE = 1.0
 BALANCE_MOST = 8.0  # no outcome gains more than this by being of a rare label
+NEIGHBOURS = 5
+SUPPORT = 0.2  # share of its surroundings that must say the same, unless the base does
 STEPS = 400
 ENOUGH = 1e-3  # gradient, in units of evidence weight, at which fitting ends
 
@@ -155,6 +158,8 @@ def fit(
     """The head that explains the evidence and stays near the base. labels: of the domain.
     pull: None for what the base deserves."""
     start = zero_head(labels) if base is None else base.widened(labels)
+    if base is not None:
+        rows = rows.take(~contradicted(start, rows))
     weights = balanced(rows, labels, balance)
     if not weights.any():
         return start
@@ -182,6 +187,24 @@ def fit(
         ahead = new + (speed - 1) / faster * (new - now)
         now, speed = new, faster
     return FloatHead(now[:, :-1] / unit, now[:, -1].copy())
+
+
+def contradicted(base: FloatHead, rows: Evidence) -> Bools:
+    """(n,) rows of which the base says something else, and their nearest others, too."""
+    n = len(rows.labels)
+    if n <= NEIGHBOURS:
+        return np.zeros(n, np.bool_)
+    x = rows.vectors.astype(np.float64)
+    x /= np.maximum(np.sqrt((x * x).sum(1, keepdims=True)), 1e-9)
+    alike = x @ x.T
+    np.fill_diagonal(alike, -2.0)
+    order = np.argsort(-alike, 1, kind="stable")[:, :NEIGHBOURS]
+    close = np.exp(20 * (np.take_along_axis(alike, order, 1) - 1))
+    same = rows.labels[order] == rows.labels[:, None]
+    share = (close * same).sum(1) / np.maximum(close.sum(1), 1e-300)
+    other: Bools = base.logits(rows.vectors).argmax(1) != rows.labels
+    found: Bools = other & (share < SUPPORT)
+    return found
 
 
 def deserved_pull(base: "FloatHead | None", rows: Evidence) -> float:

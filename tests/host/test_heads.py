@@ -103,6 +103,25 @@ def test_a_base_has_the_pull_that_it_deserves():
     assert heads.deserved_pull(None, rows) == heads.PULL_LEAST
 
 
+def test_what_base_and_surroundings_contradict_is_left_out():
+    rng = np.random.default_rng(4)
+    good = wrong = found = kept = 0
+    for person in SITES:
+        true = left(person)
+        turned = rng.random(len(true.labels)) < 0.2
+        labels = np.where(turned, (true.labels + 1) % LABELS, true.labels)
+        noisy = true._replace(labels=labels)
+        out = heads.contradicted(base(), noisy)
+        found, wrong = found + int((out & turned).sum()), wrong + int(turned.sum())
+        kept, good = kept + int((~out & ~turned).sum()), good + int((~turned).sum())
+        # However much they weigh, they change nothing.
+        loud = noisy._replace(weights=np.where(out, 99.0, noisy.weights))
+        one, two = heads.fit(base(), noisy, LABELS), heads.fit(base(), loud, LABELS)
+        assert out.any() and np.array_equal(one.weights, two.weights)
+    assert found > 0.4 * wrong and kept > 0.95 * good
+    assert not heads.contradicted(base(), noisy.take(np.arange(5))).any()
+
+
 def test_without_evidence_the_base_stays():
     head = heads.fit(base(), heads.nothing(), LABELS)
     assert (head.weights == base().weights).all()
