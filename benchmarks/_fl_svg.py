@@ -6,14 +6,15 @@ from math import ceil, floor, log10
 from typing import NamedTuple
 
 WIDTH, HEIGHT = 760, 460
-LEFT, RIGHT, TOP, BOTTOM = 64, 190, 40, 52
+LEFT, RIGHT, TOP, BOTTOM = 64, 206, 40, 52
 # Colour-blind safe (Okabe and Ito), in an order that keeps neighbours apart.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
+STRONG = "#000000"
 
 
 class Series(NamedTuple):
     """name: in the legend.  low, high: of error bars, or empty.  line: points joined.
-    texts: beside points, "" for none."""
+    texts: beside points, "" for none.  strong: black and larger: what the plot is about."""
 
     name: str
     x: Sequence[float]
@@ -23,6 +24,7 @@ class Series(NamedTuple):
     line: bool = False
     texts: Sequence[str] = ()
     dashed: bool = False
+    strong: bool = False
 
 
 def ticks(low: float, high: float) -> "list[float]":
@@ -87,7 +89,7 @@ class Plot:
         ]
         out += self._axes()
         for i, series in enumerate(self.series):
-            out += self._series(series, COLOURS[i % len(COLOURS)], i)
+            out += self._series(series, STRONG if series.strong else COLOURS[i % len(COLOURS)], i)
         return "\n".join([*out, "</svg>"]) + "\n"
 
     def _axes(self) -> "list[str]":
@@ -136,7 +138,8 @@ class Plot:
                 low, high = self._y(s.low[i]), self._y(s.high[i])
                 out.append(f'<path d="M{x:.1f} {low:.1f}V{high:.1f}" stroke="{colour}"/>')
             if not s.dashed:
-                out.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.6" fill="{colour}"/>')
+                size = 5 if s.strong else 3.6
+                out.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size}" fill="{colour}"/>')
             if i < len(s.texts) and s.texts[i]:
                 out.append(_text(x + 6, y - 6, s.texts[i], "start", 11, fill=colour))
         at = TOP + 14 + 19 * index
