@@ -234,7 +234,10 @@ class Learning:
         if not bad and not (only_own >= only_head and dropped(right, made, promised)):
             return
         self.counters["taken back"] += 1
-        self.lessons.set_state(now, book.TAKEN_BACK)
+        # What came back under a new number is taken back under its old one, too.
+        for one in self.lessons.versions(*group):
+            if one.version in (now.version, now.report.get("again")):
+                self.lessons.set_state(one, book.TAKEN_BACK)
         before = next((v for v in self.lessons.versions(*group) if v.state == book.REPLACED), None)
         log.warning(
             "head %d of model %s is taken back: %d of %d right, alone %d more",

@@ -7,24 +7,29 @@ what comes after. Vectors come from the shipped model by way of this project's o
 import contextlib
 import functools
 import itertools
+import json
 import time
 from pathlib import Path
 
 import numpy as np
 import routing_kit
+from codebook_kit import CRYPTO, OWNER, PUBLIC
+from sklearn.tree import DecisionTreeClassifier
 
 from edge_agent.cpython.model_own import OwnModel
 from edge_agent.cpython.sensors.replay import ReplayFile
 from edge_agent.cpython.signer import HostCrypto
-from edge_agent.domain import Domain
+from edge_agent.domain import PROFILE, Domain, VectorSpace, make_domain
 from edge_agent.effects import Ids
 from edge_agent.features import Features
 from edge_agent.frame import Box
 from edge_agent.mail import Mail
 from gateway import heads
 from gateway.base_head import base_of
+from gateway.codebook import make_codebook
 from gateway.mailbox import Mailbox
 from gateway.postman import ASK
+from mpy_port import tflite
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 MLP = MODELS / "watch_mlp_int8.tflite"
@@ -212,3 +217,87 @@ def windows(person, side, step=2):
                 rows.append((vector, output.scores, recording.label))
             each.append(rows)
     return [row for turn in itertools.zip_longest(*each) for row in turn if row is not None]
+
+
+# -- one feature profile, three architectures -------------------------------------------------
+
+PROFILE_SPACE = VectorSpace(48, PROFILE, 47, 8, domain().features)
+PROFILE_FILE = make_domain(
+    CRYPTO, OWNER, PUBLIC, "watch by features", 1, PROFILE_SPACE, domain().labels, domain().tags,
+    domain().actions, domain().results,
+)  # fmt: skip
+PROFILE_DOMAIN = Domain.load(PROFILE_FILE, CRYPTO)
+
+
+class ProfileSite(LearnSite):
+    """A gateway of a domain whose vectors are made of features: any model will do."""
+
+    domain, domain_file = PROFILE_DOMAIN, PROFILE_FILE
+
+    @staticmethod
+    def codebook(kind):
+        """Centroids are plain samples of people 4 and 5: good enough to test by."""
+        rows = [v for p in (4, 5) for v, _, _ in profile_windows("perceptron", p, 0, 1)]
+        table = np.frombuffer(b"".join(rows), np.int8).reshape(-1, 64)
+        first = table[:: len(table) // 16][:16]
+        near = np.random.default_rng(2).normal(0, 15, (16, 4, 64)) + first[:, None]
+        second = np.clip(np.rint(near), -127, 127).astype(np.int8)
+        return make_codebook(
+            CRYPTO, OWNER, PROFILE_DOMAIN, 1, kind, bytes([12] * 64), bytes(64), 0, first, second,
+            np.full((16, 4), 9000), 16, "for tests",
+        )  # fmt: skip
+
+
+@functools.cache
+def _tree():
+    """A decision tree on the features of people 4 and 5, both arms."""
+    rows, truth = [], []
+    for person in (4, 5):
+        for side in (0, 1):
+            for samples, label in _samples(person, side, 1):
+                rows.append(np.frombuffer(Features(domain().features).apply(samples), np.int8))
+                truth.append(label)
+    return DecisionTreeClassifier(max_depth=8, random_state=1).fit(np.stack(rows), truth)
+
+
+@functools.cache
+def _convolution():
+    """(network, its features)."""
+    raw = json.loads((MODELS / "watch_cnn_features.json").read_text())
+    lists = {name: tuple(raw[name]) for name in ("offset", "mul")}
+    features = Features(domain().features._replace(**{**raw, **lists}))
+    return tflite.Interpreter((MODELS / "watch_cnn_int8.tflite").read_bytes()), features
+
+
+def _samples(person, side, step, share=(0.0, 1.0)):
+    """(samples, truth) of every step-th window. share: which part of each recording."""
+    file = _replay()
+    for recording in file.recordings:
+        if (recording.person, recording.side) == (person, side):
+            count = file.windows(recording, 128, 64)
+            for n in range(int(share[0] * count), int(share[1] * count), step):
+                yield file.read(recording, n * 64, 128), recording.label
+
+
+@functools.cache
+def profile_windows(architecture, person, first, last, step=2):
+    """[(vector, scores, truth)]: the vector is of the features, the scores are the model's. Both
+    arms; first, last: which share of each recording."""
+    features, rows = Features(domain().features), []
+    both = (_samples(person, side, step, (first, last)) for side in (0, 1))
+    for samples, truth in itertools.chain(*both):
+        profile = features.apply(samples)
+        if architecture == "perceptron":
+            scores = _model().run(profile).scores
+        elif architecture == "convolution":
+            network, raw = _convolution()
+            network.set_input(raw.apply(samples), 0)
+            network.invoke()
+            scores = bytes(value + 128 for value in memoryview(network.output(0)).cast("b"))
+        else:
+            shares = _tree().predict_proba(np.frombuffer(profile, np.int8)[None])[0]
+            scores = bytes(int(255 * share) for share in shares)
+        rows.append((PROFILE_DOMAIN.vector(profile, 0), scores, truth))
+    order = np.argsort([row[2] for row in rows], kind="stable")
+    turns = np.random.default_rng(person).permutation(len(order))
+    return [rows[i] for i in turns]
