@@ -5,6 +5,7 @@ or says that it is half-flashed; and the same command again finishes it. What it
 reaches the gateway.
 """
 
+import base64
 import json
 import random
 import re
@@ -16,12 +17,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from gateway_kit import gateway
 from harness import results
 from harness.bench import Ledger
 from harness.deploy import MODELS, windows
 from harness.desk import Desk
 from harness.linkbox import LinkBox
-from harness.machine import CUT, KILLED, Machine
+from harness.machine import CUT, Machine
 from harness.wheel import Installed
 from harness.world import BATCH
 
@@ -194,12 +196,19 @@ def first_flash(shop):
         place=shop.place,
     )  # fmt: skip
     # The key is in the board's file, and nowhere else.
-    key = shop.fields["key"]
-    assert key.encode() not in b"".join(listener.seen)
     assert any(b"flash\0--board" in seen for seen in listener.seen)
-    for text in (out, said, shop.machine.said(), history(shop)):
-        assert key not in text
+    texts = [*(seen.decode("latin-1") for seen in listener.seen), out, said]
+    texts += [shop.machine.said(), history(shop)]
+    for form in forms(shop.fields["key"]):
+        assert not any(form in text for text in texts)
     return found
+
+
+def forms(key):
+    """A key as it could show: itself, and in base64 at any of the three places it can start."""
+    yield key
+    for skip in range(3):
+        yield base64.b64encode(b"\0" * skip + key.encode()).decode()[4:-4]
 
 
 @fast
@@ -219,6 +228,12 @@ def test_first_flash_again_and_dry(make_shop, kind, place):
     shop.machine.until("edge: ready", 30, after=start)
     third = shop.flash("--wait", 0)
     assert third["send"] == 0 and third["found"] == f"agent {found['version']} ({found['id']})"
+    # Another agent's site, or an older key, does not get at a journal that is not its own.
+    other = json.loads(json.dumps(shop.bench.enrol("other")))
+    shop.write_site("other.json", agent=other["agent"], key=other["key"])
+    assert f"this board is agent {shop.fields['agent']}" in shop.refused(site="other.json")
+    shop.write_site("older.json", generation=0)
+    assert "key generation 1" in shop.refused(site="older.json")
 
 
 @full
@@ -267,17 +282,35 @@ def test_too_large_says_by_how_much(make_shop):
     assert re.search(r"lib/edge_agent/device.mpy \d+", said)
 
 
-@fast
-def test_a_board_keeps_its_owner(make_shop, installed):
-    """Another agent's site, or an older key, does not get at a journal that is not its own."""
+@full
+def test_a_new_key_and_a_program_of_somebody_s(make_shop):
+    """What waits under the old key is delivered; a main.py that is there is kept."""
     shop = make_shop("rv32", "romfs")
-    first_flash(shop)
-    other = json.loads(json.dumps(shop.bench.enrol("other")))
-    shop.write_site("other.json", agent=other["agent"], key=other["key"])
-    assert f"this board is agent {shop.fields['agent']}" in shop.refused(site="other.json")
-    shop.write_site("older.json", generation=0)
-    assert "key generation 1" in shop.refused(site="older.json")
-    assert shop.flash()["send"] == 0
+    mine = b"print('mine')\n"
+    shop.power(main=0)
+    with shop.machine.repl() as repl:
+        repl.put("/main.py", mine)
+    shop.power()
+    shop.bundle("one", 200)
+    shop.flash("--bundle", "one")
+    with shop.machine.repl() as repl:
+        assert repl.get("/main.old.py") == mine
+    shop.box.cut()
+    assert shop.state() == "ready"
+    before = len(shop.ledger.records)
+    shop.bench.until(lambda: len(shop.ledger.records) > before + 3, 30, shop.machine.story)
+    name = shop.folder.name
+    new = shop.folder / "rotated.json"
+    gateway("-C", shop.bench.folder, "rotate", name, "--out", new)
+    fields = json.loads(new.read_text())
+    assert fields["generation"] == shop.fields["generation"] + 1
+    fields["broker"] = shop.fields["broker"]
+    shop.write_site("rotated.json", **fields)
+    shop.box.mend()
+    assert shop.flash("--bundle", "one", site="rotated.json")["acked"] >= 1
+    shop.bench.until(lambda: not shop.bench.judge(shop.ledger).lost, 60, shop.machine.story)
+    # The old file is refused from now on.
+    assert "the board has key generation 2" in shop.refused("--bundle", "one")
 
 
 @full
@@ -341,8 +374,11 @@ class Cutter:
             self.shop.power()
         found = self.shop.flash("--bundle", self.target, "--wait", 90)
         assert found["acked"] >= 1
-        self.target = "two" if self.target == "one" else "one"
+        self.next()
         return found
+
+    def next(self):
+        self.target = "two" if self.target == "one" else "one"
 
     def cut(self):
         """One flash that is cut at a step drawn at random, some bytes after it began."""
@@ -359,13 +395,18 @@ class Cutter:
         elif not self.shop.machine.running:
             self.shop.power()
         tool = self.tool("--wait", 0)
-        action = {
+        pull = {
             "line": self.shop.desk.pull,
             "hush": self.shop.desk.hush,
             "tool": tool.kill,
             "power": self.shop.machine.process.kill,
             "flash": lambda: None,
         }[kind]
+        fired = []
+
+        def action():
+            fired.append(pull())
+
         reached = "look"
         if where == "look":
             self.shop.desk.after(count, action)
@@ -380,16 +421,17 @@ class Cutter:
         tool.stderr.close()
         tool.stdout.close()
         machine = self.shop.machine
-        if kind == "flash":
-            happened = not machine.running and machine.wait(1) == CUT
-        else:
-            happened = status != 0
-        if kind == "power" and happened:
-            assert machine.kill() == KILLED
-        if happened:
-            self.kinds[kind] += 1
-            self.steps[reached] += 1
-            assert status != 0, (kind, where, count)
+        # The tool is done and QEMU perhaps not quite.
+        off = kind == "flash" and status != 0 and machine.wait(10) == CUT
+        if not (off or (fired and status != 0)):
+            # It came too late. Then all went well.
+            assert status == 0, (kind, where, count, machine.story())
+            self.next()
+            if kind in ("flash", "power"):
+                self.shop.power()
+            return
+        self.kinds[kind] += 1
+        self.steps[reached] += 1
         state = self.shop.state()
         self.states[state] += 1
         if state == "ready":  # let it commit something that cannot be delivered
@@ -397,7 +439,6 @@ class Cutter:
             before = len(self.shop.ledger.records)
             while len(self.shop.ledger.records) < before + 2 and time.monotonic() < until:
                 time.sleep(0.05)
-        return happened
 
 
 def cuts(shop, wanted, seed):
@@ -431,7 +472,7 @@ def cuts(shop, wanted, seed):
 @fast
 @pytest.mark.parametrize(("kind", "place"), PLACES)
 def test_a_few_cuts(make_shop, seed, kind, place):
-    cuts(make_shop(kind, place), 3, seed)
+    cuts(make_shop(kind, place), 2, seed)
 
 
 @full
