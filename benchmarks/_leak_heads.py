@@ -27,6 +27,7 @@ Ints = npt.NDArray[np.int64]
 Int8 = npt.NDArray[np.int8]
 
 LABELS = 7
+VECTOR_UNIT = 32.0  # of the numbers in a vector, about
 EPOCHS, BATCH, RATE = 5, 10, 0.05  # of local training
 PULL, STRONG = 1.0, 12.0  # to the base head: least and most that a gateway uses
 
@@ -125,8 +126,9 @@ def _rows(
         mine = site.take(rng.choice(len(site.labels), min(count, len(site.labels)), replace=False))
         head = refitted(base, mine)
         for label in np.unique(mine.labels).tolist():
-            row = np.r_[head.weights[label] - base.weights[label], head.bias[label]]
-            changes.append(row / (np.linalg.norm(row[:-1]) + 1e-9))
+            # The bias in units in which it is about as large as the weights.
+            moved = head.weights[label] - base.weights[label]
+            changes.append(np.r_[moved, (head.bias[label] - base.bias[label]) / VECTOR_UNIT])
             means.append(mine.features[mine.labels == label].mean(0))
             labels.append(label)
     return np.array(changes), np.array(means), np.array(labels)
@@ -141,6 +143,12 @@ def mean_features(
     rng = np.random.default_rng(0)
     seen, means, labels = _rows(base, known, count, draws, rng)
     target, wanted, wanted_labels = _rows(base, sites, count, draws // 2, rng)
+    # The direction of a change tells, not its size; of next to no change, nothing does.
+    least = 0.1 * float(np.median(np.linalg.norm(seen, axis=1)))
+    seen, target = (
+        rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), least)
+        for rows in (seen, target)
+    )
     usual = np.array([means[labels == label].mean(0) for label in range(LABELS)])
 
     def inputs(rows: Floats, of: Ints) -> Floats:
