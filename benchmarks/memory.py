@@ -20,11 +20,14 @@ Two ways to hold the code: .mpy files, which every firmware can load, into RAM; 
 where bytecode, texts and the model stay in flash (firmware with a ROMFS partition). Not
 counted: sensor driver, TLS. Counted although it is no part of the device: this benchmark's
 own script, some 3 KB. --check exits 1 when the live part grows, or the device does not fit
-110 KB of heap with its code in ROMFS. What it needs with its code in RAM is printed.
+110 KB of heap with its code in ROMFS. What it needs with its code in RAM is printed, and what
+it needs when it takes mail: a head for the shipped model and 16 outcomes of others, sent
+by the gateway during the run, which decide every outcome from then on.
 """
 
 import argparse
 import ast
+import hashlib
 import json
 import os
 import shutil
@@ -46,7 +49,10 @@ from gateway_kit import (  # noqa: E402
     gateway_running,
 )
 
+from edge_agent.head import Row, encode_row  # noqa: E402
+from edge_agent.synthesis import Neighbour, encode_neighbour  # noqa: E402
 from edge_agent.tools import bundle  # noqa: E402
+from gateway.mailbox import NEIGHBOUR, Mailbox  # noqa: E402
 
 BUILT = ROOT / ".cache" / "micropython"
 BUDGET = 110 * 1024
@@ -183,6 +189,8 @@ class Bench:
             )
             (place / "device.json").write_text(json.dumps(enrolled))
             (place / "device.json").chmod(0o600)
+            (place / "peers.json").write_text(json.dumps({**enrolled, "peers": {}}))
+            (place / "peers.json").chmod(0o600)
         self.groups: dict[str, list[str]] = {}
         known: list[str] = []
         for group, roots in GROUPS.items():
@@ -219,9 +227,11 @@ class Bench:
             raise SystemExit(device.error)
         return costs
 
-    def run(self, heap: int, how: str, outcomes: int, every: int) -> "dict[str, Any] | None":
+    def run(
+        self, heap: int, how: str, outcomes: int, every: int, config: str = "device.json"
+    ) -> "dict[str, Any] | None":
         """Marks of a run of the device, or None when the heap did not suffice."""
-        arguments = ("run", "device.json", str(outcomes), str(every), str(self.native))
+        arguments = ("run", config, str(outcomes), str(every), str(self.native))
         directory = self.directory / ("rom" if how == "in ROMFS" else "ram")
         shutil.rmtree(directory / "journal", ignore_errors=True)
         image = self.directory / "rom.img" if how == "in ROMFS" else None
@@ -235,6 +245,8 @@ class Bench:
                 marks[said[1]] = said[2] - flash
             elif said[0] == "live":
                 marks["live"].append((said[1], said[2] - flash))
+            elif said[0] == "mail":
+                marks["mail"] = said[1:]
             elif said[0] == "stuck":
                 self.why = repr(said)
                 return None
@@ -250,12 +262,12 @@ class Bench:
             raise SystemExit(f"{marks['pending']} outcomes did not reach custody")
         return marks
 
-    def peak(self, how: str, outcomes: int) -> int:
+    def peak(self, how: str, outcomes: int, config: str = "device.json") -> int:
         """The smallest heap, in steps of 1 KiB, with which a run comes to its end."""
         low, high = 32, 384
         while high - low > 1:
             middle = (low + high) // 2
-            if self.run(middle * 1024, how, outcomes, outcomes) is None:
+            if self.run(middle * 1024, how, outcomes, outcomes, config) is None:
                 low = middle
             else:
                 high = middle
@@ -287,7 +299,7 @@ def table(bench: Bench, costs: "dict[str, Costs]", small: "dict[str, Costs]") ->
 
 
 def phases(runs: "dict[str, dict[str, Any]]") -> None:
-    names = [n for n in next(iter(runs.values())) if n not in ("live", "end", "pending")]
+    names = [n for n in next(iter(runs.values())) if n not in ("live", "end", "pending", "mail")]
     print("live, bytes of heap                      " + "".join("%10s" % how for how in runs))
     for name in names:
         print("  %-38s " % name + "".join("%10d" % marks[name] for marks in runs.values()))
@@ -295,6 +307,39 @@ def phases(runs: "dict[str, dict[str, Any]]") -> None:
         n = next(iter(runs.values()))["live"][i][0]
         values = "".join("%10d" % marks["live"][i][1] for marks in runs.values())
         print("  %-38s " % f"after {n} outcomes" + values)
+
+
+def post(folder: Path, agent: bytes) -> int:
+    """Put a head and outcomes of others into a device's mailbox: how many boxes that makes."""
+    model_id = hashlib.sha256(MODEL.read_bytes()).digest()[:8]
+    rows = [
+        encode_row(Row(1, model_id, i, 7, bytes([37 * i & 255] * 64), 1000 * i, 30_000, 24))
+        for i in range(7)
+    ]
+    mailbox = Mailbox(folder / "mailbox.db", 10_000)
+    mailbox.put_head(agent, 1, rows, 0)
+    for i in range(16):
+        vector = bytes((i * 31 + j * 17) % 120 for j in range(64))
+        near = Neighbour(bytes([i]) * 16, vector, i % 7, 100 + i, 0, 0)
+        mailbox.put(agent, NEIGHBOUR, encode_neighbour(near), 1, 0)
+    mailbox.close()
+    return len(rows) + 16
+
+
+def with_peers(bench: Bench, options: argparse.Namespace, boxes: int) -> "dict[str, Any]":
+    """Live part and smallest heap of a device that takes mail."""
+    found: dict[str, Any] = {}
+    for how in HOWS:
+        marks = bench.run(1 << 20, how, 320, 16, "peers.json")
+        if marks is None:
+            raise SystemExit("1 MiB did not suffice with peers: " + bench.why)
+        if marks["mail"] != [boxes, 1, 16]:
+            raise SystemExit(f"mail did not arrive: {marks['mail']}")
+        found[how] = {"live": marks["live"][-1][1]}
+        if how == "in ROMFS" or not options.quick:
+            found[how]["peak"] = bench.peak(how, 200, "peers.json")
+        print("  %-38s  %s %s" % ("with peers: live, smallest heap", how, found[how]))
+    return found
 
 
 def measure(options: argparse.Namespace, directory: Path) -> "dict[str, Any]":
@@ -324,6 +369,8 @@ def measure(options: argparse.Namespace, directory: Path) -> "dict[str, Any]":
         for how in HOWS if not options.quick else ("in ROMFS",):
             peaks[how] = bench.peak(how, 200)
             print("  %-38s  %s %9d" % ("smallest heap", how, peaks[how]))
+        boxes = post(folder, bytes.fromhex(enrolled["agent"]))
+        peers = with_peers(bench, options, boxes)
     leaks = {how: growth([live for _, live in marks["live"]]) for how, marks in runs.items()}
     print("  %-38s " % "leak" + "".join("%10d" % leak for leak in leaks.values()))
     return {
@@ -331,6 +378,7 @@ def measure(options: argparse.Namespace, directory: Path) -> "dict[str, Any]":
         "bundled": small,
         "live": runs,
         "peak": peaks,
+        "peers": peers,
         "leak": leaks,
         "outcomes": outcomes,
     }

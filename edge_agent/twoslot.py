@@ -38,19 +38,19 @@ class TwoSlot:
             except StoreError:
                 continue
             number = int.from_bytes(raw[:4], "big")
-            data = raw[8:]
             if number == _ERASED:
                 continue  # eight bytes of erased flash have a good CRC
-            crc = binascii.crc32(raw[:4] + data) & 0xFFFFFFFF
+            # Without copies: the content may be large for a board.
+            crc = binascii.crc32(memoryview(raw)[8:], binascii.crc32(raw[:4])) & 0xFFFFFFFF
             if crc == int.from_bytes(raw[4:8], "big") and number > self._number:
                 self._number = number
-                best = data
-        return best
+                best = raw
+        return None if best is None else best[8:]
 
     def save(self, data: bytes) -> None:
         """Replace the older slot; durable on return. StoreError leaves the other one."""
         number = (self._number + 1).to_bytes(4, "big")
-        crc = binascii.crc32(number + data) & 0xFFFFFFFF
+        crc = binascii.crc32(data, binascii.crc32(number)) & 0xFFFFFFFF
         slot = self._name + str((self._number + 1) & 1)
         self._store.write(slot, number + crc.to_bytes(4, "big") + data)
         self._store.sync(slot)

@@ -100,5 +100,9 @@ def run(path, count, every, native):
     unload()
     say("mark", "agent made, journal open", live())
     asyncio.run(agent.run(True))
-    stats = agent.status()["journal_stats"]
+    status = agent.status()
+    stats = status["journal_stats"]
+    if "mail" in status:
+        mail = status["mail"]
+        say("mail", mail["taken"], mail["head"], mail["neighbours"])
     say("end", count, sum(stats["pending"]), live(), len(kernels))

@@ -26,6 +26,7 @@ def bench(tmp_path_factory):
     memory.gateway("init", folder, "--domain", memory.DOMAIN, "--port", port)
     enrolled = json.loads(memory.enrol_device(folder, "board").read_text())
     found = memory.Bench(at, enrolled)
+    found.folder, found.agent = folder, bytes.fromhex(enrolled["agent"])
     with (
         memory.broker_running("mosquitto", folder, port),
         memory.gateway_running(folder, at / "gateway.log"),
@@ -50,3 +51,11 @@ def test_too_little_is_told(bench):
     """The measurement can fail."""
     assert bench.run(80 * 1024, "in ROMFS", OUTCOMES, OUTCOMES) is None
     assert bench.why
+
+
+def test_what_mail_takes(bench):
+    """A head and 16 neighbours, taken from a real gateway and used, in ROMFS."""
+    boxes = memory.post(bench.folder, bench.agent)
+    marks = bench.run(126 * 1024, "in ROMFS", 160, 160, "peers.json")
+    assert marks, bench.why
+    assert marks["mail"] == [boxes, 1, 16]
