@@ -211,6 +211,7 @@ class Agent:
             max_segments=self.config.max_segments,
             reserve=self.config.reserve,
             policy=(self.config.policy,) * 3,
+            woken=self.board.woken,
         )
 
     def _restore_settings(self) -> None:

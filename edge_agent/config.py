@@ -17,6 +17,7 @@ write. Unknown fields are errors: a misspelt limit must not be silently ignored.
                     fingerprint = SHA-256 of the broker's certificate, 64 hex digits:
                     exactly that certificate is trusted, and no date is needed to check it
     sensor          {kind, stall_s 60, ...}: other fields belong to the kind of sensor
+    board           {...}: radio, sleep, watchdog and buses; fields belong to the board's adapter
     journal         {path, segment_bytes 32768, max_segments 64, reserve [4, 8, 0],
                      policy "drop-oldest"|"drop-new", sync "batch"|"every", batch 8,
                      batch_ms 5000}
@@ -136,6 +137,7 @@ class Config:
     small: bool
     broker: Broker
     sensor: "dict[str, Any]"
+    board: "dict[str, Any]"
     reserve: "tuple[int, ...]"
     priorities: "dict[str, int]"
     coalesce: "list[str]"

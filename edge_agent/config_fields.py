@@ -24,6 +24,7 @@ _TOP = [
     "model",
     "broker",
     "sensor",
+    "board",
     "journal",
     "delivery",
     "priorities",
@@ -58,6 +59,7 @@ def fill(config: "Config", broker: "type[Broker]", fields: "dict[str, Any]") -> 
     config.model = _text(fields, "model", "", "")
     config.broker = broker(_section(fields, "broker"))
     config.sensor = _section(fields, "sensor")
+    config.board = _section(fields, "board")
     config.stall_s = _int(config.sensor, "stall_s", "sensor", 0, 86400, 60)
     _read_journal(config, _section(fields, "journal"))
     _read_delivery(config, _section(fields, "delivery"))

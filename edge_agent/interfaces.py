@@ -9,7 +9,7 @@ from collections import namedtuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable
+    from typing import Any, Callable
 
 # samples: array('h'), interleaved axis by axis, `window * axes` long.
 # tags: domain tag numbers known at the source.  key: an opaque text that tells
@@ -175,7 +175,14 @@ class Link:
 
 
 class Board:
-    """The adapters of one kind of machine, ready to use."""
+    """The adapters of one kind of machine, ready to use.
+
+    woken: boot and age_base_s that go on after a deep sleep, see Journal.open.
+    life: what keeps radio, sleep and watchdog of a board, see mpy_port/boards/life.py.
+    """
+
+    woken: "tuple[int, int]" = (0, 0)
+    life: "Any" = None
 
     def __init__(
         self,

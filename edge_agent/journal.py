@@ -42,7 +42,9 @@ _NEVER = 0xFFFFFFFF
 class Journal:
     """Use `Journal.open`. One user at a time; nothing here waits."""
 
-    def __init__(self, store: Store, entropy: Entropy, quota: Quota) -> None:
+    def __init__(
+        self, store: Store, entropy: Entropy, quota: Quota, woken: "tuple[int, int]" = (0, 0)
+    ) -> None:
         self._store = store
         self._entropy = entropy
         self._quota = quota
@@ -51,7 +53,9 @@ class Journal:
         self._base = self._log.age
         self._batch: list[Entry] = []
         self._done: list[Ref] = []  # durable, not yet returned by sync
-        self._log.boot(entropy)
+        self._log.boot(entropy, woken[0])
+        if self._s.boot == woken[0]:
+            self._base = woken[1]
         self._ids = [self._s.journal]  # of this run, newest first
 
     @classmethod
@@ -64,18 +68,21 @@ class Journal:
         reserve: "tuple[int, ...]" = (4, 8, 0),
         policy: "tuple[str, ...]" = (DROP_OLDEST, DROP_OLDEST, DROP_OLDEST),
         quarantine_segments: int = 2,
+        woken: "tuple[int, int]" = (0, 0),
     ) -> "Journal":
         """Open the journal in `store`, or make one when there is none.
 
         segment_bytes: 1024 to 1 MiB.  max_segments: the quota, quarantine and two
         damaged segments included.  reserve: per priority, segments that the others
         cannot take.  policy: per priority, what happens when there is no room.
+        woken: boot and age_base_s that go on after a deep sleep, if they are the last ones
+        here and nothing is in doubt; else a new boot begins, as `boot` tells.
 
         ConfigError; StoreError when the store cannot be used (a full one can: only
         `sync` fails then); JournalError when a newer version wrote the journal.
         """
         quota = Quota(segment_bytes, max_segments, reserve, policy, quarantine_segments)
-        return cls(store, entropy, quota)
+        return cls(store, entropy, quota, woken)
 
     # -- what it knows ------------------------------------------------------
 

@@ -64,10 +64,14 @@ class Log:
         for name in touched:
             store.sync(name)
 
-    def boot(self, entropy: Entropy) -> None:
-        """Begin a boot: count it, make a new journal id when there is doubt, clean up."""
+    def boot(self, entropy: Entropy, woken: int = 0) -> None:
+        """Begin a boot: count it, make a new journal id when there is doubt, clean up.
+
+        woken: the boot that goes on; it does when it is the last one, without doubt.
+        """
         s = self.state
-        s.boot += 1
+        if not woken or s.boot != woken or s.doubt or not s.minted:
+            s.boot += 1
         if s.doubt or not s.minted:
             self.new_id(entropy)
         self.floors = self.floors_now()

@@ -48,6 +48,29 @@ class TestRecords(unittest.TestCase):
         self.assertEqual(again.boot, 2)
         self.assertEqual(again.journal_id, j.journal_id)
 
+    def test_a_wake_goes_on_with_the_boot_it_fell_asleep_in(self):
+        store = SimFlash(1)
+        j = small(store)
+        sent = fill(j, 3, uptime_s=100)
+        j.close()
+        store = store.power_cycle()
+        j = small(store, woken=(1, 0))
+        self.assertEqual((j.boot, j.age_base_s, j.next_seq), (1, 0, 4))
+        # Uptime goes on, so what waits gets older by what has passed, not twice.
+        for seq, data in fill(j, 1, uptime_s=160).items():
+            sent[seq] = data
+        self.assertEqual(j.stats(160)["oldest_s"], 60)
+        j.close()
+        self.assertEqual(frames(small(store.power_cycle(), woken=(1, 0))), sent)
+
+    def test_a_wake_that_is_not_the_last_boot_is_a_new_one(self):
+        store = SimFlash(1)
+        fill(small(store), 3, uptime_s=100)
+        for woken, boot in (((7, 0), 2), ((1, 0), 3), ((0, 0), 4)):
+            store = store.power_cycle()
+            j = small(store, woken=woken)
+            self.assertEqual((j.boot, j.age_base_s), (boot, 100))
+
     def test_sync_returns_the_refs_in_order_and_scan_gives_the_same(self):
         j = small(SimFlash(1))
         for priority in (1, 0, 2, 1):
