@@ -168,9 +168,9 @@ def http_directory(tmp_path):
     return routing
 
 
-def dht(tmp_path):
+def dht(tmp_path, nodes=3):
     """A node beside each site; each knows all of them."""
-    ports = [free_udp_port() for _ in range(3)]
+    ports = [free_udp_port() for _ in range(nodes)]
 
     def routing(name, number):
         seeds = [f"127.0.0.1:{port}" for i, port in enumerate(ports) if i != number]
