@@ -14,7 +14,7 @@ from typing import Any
 
 from edge_agent.cpython.notify import Notifier
 from edge_agent.cpython.owner import become_owner
-from edge_agent.errors import ConfigError, EdgeError, RemoteError
+from edge_agent.errors import ConfigError, EdgeError, RemoteError, StoreError
 from edge_agent.version import __version__
 from gateway import broker, ca, enrol, reports
 from gateway.cli_backup import add_backup_commands
@@ -72,6 +72,10 @@ def main(arguments: "Sequence[str] | None" = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
+    except OSError as error:
+        # Root became the folder's owner, who may not write everywhere.
+        what, where = error.strerror or str(error), str(error.filename or "system")
+        return _fail(options, StoreError(what, where, "Choose another place"), ENVIRONMENT)
 
 
 def _fail(options: argparse.Namespace, error: EdgeError, code: int) -> int:

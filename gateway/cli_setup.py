@@ -76,7 +76,9 @@ def do_tls(options: argparse.Namespace) -> int:
             raise ConfigError("devices do not use TLS here", str(config.path), "Give --make")
         names = list(options.name)
         if not names and config.devices is not None:
-            names = ca.subject_names(ca.load(config.devices.cert))
+            # What devices were told stays what they are told.
+            known = ca.subject_names(ca.load(config.devices.cert))
+            names = [config.devices.host, *known]
         names = setup.make_tls(config, names, _own(options))
         ports: dict[str, Any] = {}
         if config.devices is None:

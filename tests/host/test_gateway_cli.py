@@ -164,6 +164,12 @@ def test_errors_as_json(folder, capsys):
     assert set(json.loads(out)) == {"error", "where", "fix"}
 
 
+def test_a_place_that_cannot_be_written_is_named(folder, tmp_path, capsys):
+    (tmp_path / "no").write_text("a file")
+    code, _, err = run("-C", folder, "export", "--out", tmp_path / "no" / "x", capsys=capsys)
+    assert code == 3 and str(tmp_path / "no" / "x") in err and "Traceback" not in err
+
+
 def test_every_command_explains_itself(capsys):
     parser = build_parser()
     commands = dict(parser._subparsers._group_actions[0].choices)

@@ -80,6 +80,18 @@ def test_a_broker_with_these_files_proves_itself(tmp_path, domain):
         wait_until(lambda: handshake(port, authority, "pump-house.example") != der, 5)
 
 
+def test_a_renewed_certificate_changes_nothing_that_devices_were_told(tmp_path):
+    folder = tmp_path / "gw"
+    for first in ("192.0.2.77", "fd00::77", "pi.example"):
+        init(folder, "--name", first)
+        names = set(json.loads(gateway("-C", folder, "tls", "--json").stdout)["names"])
+        gateway("-C", folder, "tls", "--renew")
+        found = json.loads(gateway("-C", folder, "tls", "--json").stdout)
+        assert found["host"] == GatewayConfig(folder).devices.host == first
+        assert set(found["names"]) == names
+        folder.rename(tmp_path / first)
+
+
 def test_device_files_name_the_authority_or_the_certificate(tmp_path, domain):
     folder = tmp_path / "gw"
     init(folder, "--domain", domain, "--name", "pump-house.example")
