@@ -1,5 +1,6 @@
 """What an outcome costs a board: erases and bytes of flash by sync policy, how long the flash
-lives, and what a wake from deep sleep takes until the gateway has confirmed what was sensed.
+lives, what a wake from deep sleep takes until the gateway has confirmed what was sensed, and
+the smallest heap.
 
     python benchmarks/flash.py [--quick] [--json FILE] [--check]
 
@@ -15,6 +16,11 @@ A wake is a whole boot: power-on, code and model from ROMFS, journal, sensing, c
 hello, frames, acknowledgement by the gateway (not only by the broker), deep sleep. Its
 instructions are counted by a plugin of QEMU (_count.c) from the first to the last; bytes are
 those on the line, both ways, of MQTT without TCP.
+
+Heap: the smallest, in steps of 4 KiB, with which 60 outcomes arrive over a line that breaks
+once. Code and models are in ROMFS, used where they lie; the agent has its journal, MQTT and the
+watch's perceptron. Then the same beside a keyword-spotting network (DS-CNN of MLPerf Tiny,
+random weights, native kernels), which stays loaded and has run.
 
 Needs `make firmware` and a C compiler. --check exits 1 when a batch of 8 records costs more
 than 0.5 erases an outcome, or when a batch saves less than half of the erases of syncing every
@@ -34,9 +40,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "host"), str(ROOT / "hw_tests")]
 
 from harness import machine  # noqa: E402
 from harness.bench import Bench  # noqa: E402
+from harness.deploy import MAIN, commission, deploy, settings  # noqa: E402
 from harness.linkbox import LinkBox  # noqa: E402
 from harness.machine import DEEPSLEEP, KINDS  # noqa: E402
 from harness.world import World  # noqa: E402
+
+from tests.zoo import networks  # noqa: E402
 
 BLOCKS, CYCLES = 512, 100_000
 A_YEAR = 365 * 24 * 60  # outcomes, one a minute
@@ -48,6 +57,14 @@ POLICIES = {
 }
 GOAL, SAVING = 0.5, 2.0
 WAKES = {0: "nothing to tell", 1: "one outcome", 8: "eight outcomes"}
+KEYWORD = b"""from mpy_port.tflite import Interpreter
+keyword = Interpreter("/rom/keyword.tflite", None, None)
+keyword.set_input(bytes(490))
+keyword.invoke()
+from mpy_port.unload import unload
+unload()
+"""
+HEAPS = {"the agent": b"", "and a keyword network": KEYWORD}
 COLUMNS = ("instructions", "bytes up", "bytes down", "flash bytes", "flash erases")
 
 
@@ -115,6 +132,41 @@ def wake(world: World, plugin: Path, counted: Path, windows: int) -> "tuple[floa
     return int(counted.read_text()), up, down, int(programmed), int(erases)
 
 
+def keyword_model() -> bytes:
+    net = networks.Net("keyword_spotting")
+    sources, outputs = networks.keyword_spotting(net)
+    return bytes(net.finish(sources, outputs[:1]))
+
+
+def smallest_heap(kind: str, place: Path, start: bytes) -> int:
+    """KiB. start: what main.py does before the agent."""
+    desk = place / "desk"
+    desk.mkdir(exist_ok=True)
+    image = deploy(kind, desk, {"keyword.tflite": keyword_model()})
+    bench = Bench(place / "bench")
+    with bench, LinkBox(bench.port) as box:
+
+        def enough(kib: int) -> bool:
+            world = World(kind, place / f"board-{kib}", bench, box)
+            try:
+                world.machine.restore(image)
+                world.fields = settings(bench.enrol(f"board-{kib}"))
+                commission(world.machine, world.fields)
+                with world.machine.start(options={"main": 0}), world.machine.repl() as repl:
+                    repl.put("/main.py", start + MAIN)
+                world.go(windows=60, gap=10, heap=kib)
+                world.until_committed(20)
+                box.drop()
+                world.finish()
+                return len(world.ledger.records) == 60
+            except AssertionError:  # it failed, or does not end
+                return False
+            finally:
+                world.close()
+
+        return next(kib for kib in range(96, 260, 4) if enough(kib))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one machine, fewer outcomes")
@@ -141,8 +193,15 @@ def main() -> int:
             awake[kind] = wakes(kind, Path(place), 1 if options.quick else 5)
         for name, figures in awake[kind].items():
             print(f"{kind:7}{name:18}" + "".join(f"{figures[c]:14,.0f}" for c in COLUMNS))
+    heaps: dict[str, dict[str, int]] = {}
+    for kind in () if options.quick else KINDS:
+        for name, start in HEAPS.items():
+            with tempfile.TemporaryDirectory() as place:
+                kib = smallest_heap(kind, Path(place), start)
+            heaps.setdefault(kind, {})[name] = kib
+            print(f"{kind:7}smallest heap, {name}: {kib} KiB")
     if options.json:
-        report = {"policies": found, "wakes": awake}
+        report = {"policies": found, "wakes": awake, "heap_kib": heaps}
         Path(options.json).write_text(json.dumps(report, indent=1) + "\n")
     if not options.check:
         return 0

@@ -119,9 +119,11 @@ def deployed(kind: str) -> bytes:
         return kept.read_bytes()
 
 
-def deploy(kind: str, place: Path) -> bytes:
-    """The flash of a machine after everything was brought to it."""
+def deploy(kind: str, place: Path, more: "dict[str, bytes] | None" = None) -> bytes:
+    """The flash of a machine after everything was brought to it. more: files for ROMFS."""
     tree(kind, place / "rom")
+    for name, data in (more or {}).items():
+        (place / "rom" / name).write_bytes(data)
     image = romfs.image(place / "rom")
     (place / "main.py").write_bytes(MAIN)
     machine = Machine(kind, place / "machine")
