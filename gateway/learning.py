@@ -64,6 +64,7 @@ class Learning:
         self.folder = Path(router.config.folder)
         self._bases: dict[tuple[bytes, bytes], tuple[object, FloatHead | None]] = {}
         self._stamps: dict[Group, tuple[int, int]] = {}
+        self._told: dict[Group, dict[str, Any]] = {}  # for the status, as of the last round
         self.trust: dict[bytes, dict[bytes, Trust]] = {}  # domain -> origin
         self.counters: Counter[str] = Counter()
 
@@ -115,6 +116,7 @@ class Learning:
         self._deliver(group, agents)
         if self.settings.neighbours:
             await self._neighbours(domain, group, agents)
+        self._told[group] = self._group_status(domain, group)
 
     # -- when -----------------------------------------------------------------------------
 
@@ -333,13 +335,19 @@ class Learning:
             "budget": {"bytes a day": self.gatherer.budget, "spent today": self.gatherer.spent},
             "counters": {**self.gatherer.counters, **self.counters},
             "groups": [
-                self._group_status(group, agents)
+                {**self._told[group], "devices": self._devices(agents)}
                 for group, agents in sorted(self.lessons.groups().items())
+                if group in self._told
             ],
         }
 
-    def _group_status(self, group: Group, agents: set[bytes]) -> dict[str, Any]:
-        domain = self._router.domains.get(group[0])
+    def _devices(self, agents: set[bytes]) -> dict[str, Any]:
+        heads = {agent.hex(): self.box.head(agent) for agent in sorted(agents)}
+        return {
+            name: {"queued": head.queued, "in force": head.in_force} for name, head in heads.items()
+        }
+
+    def _group_status(self, domain: Domain, group: Group) -> dict[str, Any]:
         names = {peer.gateway: peer.name for peer in self._router.network.peers()}
         rows = self.lessons.known(group[0], True)
         heads = []
@@ -357,18 +365,13 @@ class Learning:
                     },
                 }
             )  # fmt: skip
-        devices = {agent.hex(): self.box.head(agent) for agent in sorted(agents)}
         return {
-            "domain": domain.name if domain else group[0].hex(),
+            "domain": domain.name,
             "model": group[1].hex(),
             "local": sum(row.model == group[1] for row in rows),
             "judged": sum(row.model == group[1] and row.confirmed for row in rows),
             "fetched": len(self.lessons.known(group[0], False)),
             "heads": heads,
-            "devices": {
-                name: {"queued": head.queued, "in force": head.in_force}
-                for name, head in devices.items()
-            },
             "origins": {
                 names.get(gateway, gateway.hex()): {
                     "judged": one.judged,
