@@ -1,11 +1,16 @@
 """The policy of learning, without any gateway: what to fetch, whom to believe, what to keep."""
 
+import json
+import re
+
 import numpy as np
 import pytest
-from learn_kit import LABELS, SITES, base, left, lived, near_of_others, of_others, right
+from learn_kit import LABELS, MODELS, SITES, base, left, lived, near_of_others, of_others, right
 
+from edge_agent.errors import ConfigError
 from gateway import heads, learner
 from gateway.heads import UNKNOWN, evidence
+from gateway.learner_settings import LearnerSettings
 
 
 def accuracy(rows, person):
@@ -300,3 +305,21 @@ def test_binomial():
 
 def test_the_kit_is_about_real_people():
     assert len(lived()) == 14 and 0.7 < np.mean([alone(p) for p in SITES]) < 0.85
+
+
+def test_the_document_names_every_setting_with_its_default():
+    text = (MODELS.parent / "docs" / "learning.md").read_text()
+    (shown,) = re.findall(r"```json\n(\"routing\".*)\n```", text)
+    section = json.loads("{" + shown + "}")["routing"]["learner"]
+    assert section == LearnerSettings()._asdict()
+    assert LearnerSettings.parse(section, "here") == LearnerSettings()
+    for name in section:
+        assert f"| `{name}` |" in text
+
+
+@pytest.mark.parametrize(
+    "fields", [{"on": 1}, {"every_s": 0}, {"fetch_kb": -1}, {"neighbours": 24}, {"colour": "red"}]
+)
+def test_wrong_settings_are_named(fields):
+    with pytest.raises(ConfigError, match=r"learner\." + next(iter(fields))):
+        LearnerSettings.parse(fields, "learner")
