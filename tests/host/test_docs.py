@@ -177,7 +177,7 @@ def test_your_domain_walk(clone):
             name = language.removeprefix("json ")
             script += f"cat > {name} <<'END'\n{block}END\n"
     assert "--port 1883" in script
-    output = run_shell(script.replace("1883", str(free_port())), clone)
+    output = run_shell(script.replace("1883", str(free_port())), clone, seconds=240)
     assert re.search(r"^fan\.tflite +\d+ bytes, right in \d", output, re.M)
     assert (clone / "owner.key").stat().st_mode & 0o777 == 0o600
     said = [json.loads(line) for line in (clone / "outcomes.jsonl").read_text().splitlines()]
