@@ -12,13 +12,14 @@ count (its server may be anywhere); head-only averaging between gateways has all
 """
 
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import codebook_kit
 import network_kit
 import numpy as np
-from _fl_data import Ints, World
+from _fl_data import Int8, Ints, World, training_vectors
 from _fl_outcome import NEIGHBOURS, QUESTIONS, UNSURE, Site, announced, choose, local
 from _recall_data import World as RecallWorld
 from recall import Announced
@@ -100,13 +101,20 @@ def device_link(s: Site, k: int) -> "dict[str, int]":
     }
 
 
+@cache
+def codebook(seed: int, novel: "tuple[int, ...]") -> "tuple[Codebook, Int8]":
+    """One for a seed's encoder, and what it was trained on."""
+    training = training_vectors(seed, novel)
+    book = train(codebook_kit.domain(), training, codebook_kit.OWNER)
+    return Codebook.load(book, CRYPTO), training
+
+
 class Backbone:
     """One world's pointers in their cells, and what a lesson of each site costs there."""
 
-    def __init__(self, s: Site, training: "np.ndarray") -> None:
+    def __init__(self, s: Site) -> None:
         self.site, world = s, s.world
-        book = train(codebook_kit.domain(), training, codebook_kit.OWNER)
-        self.book = Codebook.load(book, CRYPTO)
+        self.book, training = codebook(world.seed, world.novel)
         self.rows = np.concatenate(announced(world))
         self.origin = np.repeat(
             np.arange(len(world.learn)), [len(rows) for rows in announced(world)]

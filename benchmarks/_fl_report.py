@@ -250,7 +250,10 @@ def filled(page: str, result: Cell) -> str:
         pattern = re.compile(re.escape(start) + ".*?" + re.escape(end), re.S)
         if not pattern.search(page):
             raise SystemExit(f"{PAGE.name} has no place for the table {name}")
-        new = start + make(result) + end
+        try:
+            new = start + make(result) + end
+        except KeyError as missing:
+            new = f"{start}Not measured yet: {missing.args[0]}.{end}"
         page = pattern.sub(lambda _, new=new: new, page)
     return page
 

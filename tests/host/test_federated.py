@@ -1,5 +1,6 @@
 """The parts of benchmarks/federated.py: rivals trained as they are defined, fetching as it says."""
 
+import re
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -259,3 +260,15 @@ def test_ledger_frames_are_frames_with_what_the_site_believes():
         assert opened.message.outcome.label == w.truth[row]
     assert cost.averaging(1000, 30) == 2 * 30 * 4000
     assert cost.averaging(1000, 30, int8=True) == 2 * 30 * 1004
+
+
+def test_the_evidence_page_says_what_was_measured():
+    import json
+
+    import _fl_report as report
+
+    result = json.loads(report.RESULTS.read_text())
+    page = report.PAGE.read_text()
+    assert report.filled(page, result) == page
+    shown = set(re.findall(r"\((img/federated-[\w-]+\.svg)\)", page))
+    assert shown == {f"img/{one.name}" for one in (ROOT / "docs" / "img").glob("federated-*.svg")}
