@@ -201,6 +201,11 @@ class Agent:
         out["egress"] = {kind: list(self.egress.totals[kind]) for kind in self.egress.totals}
         return out
 
+    def report(self, level: str, name: str, fields: "dict[str, Any]") -> None:
+        """Hand an event of the board or of this driver to `on_event`."""
+        if self._on_event is not None:
+            self._on_event(Event(0, level, name, fields))
+
     # -- start and end -------------------------------------------------------------------
 
     def _open_journal(self) -> Journal:
@@ -305,7 +310,7 @@ class Agent:
         except asyncio.CancelledError:
             raise
         except Exception as error:
-            self._report("error", "task-failed", {"error": repr(error)})
+            self.report("error", "task-failed", {"error": repr(error)})
         finally:
             self._tasks = [task for task in self._tasks if task is not me[0]]
 
@@ -343,9 +348,9 @@ class Agent:
         except LinkError as error:
             reason = error.reason
             if not self._closing:
-                self._report("debug", "link-error", {"error": str(error)})
+                self.report("debug", "link-error", {"error": str(error)})
         except (OSError, EdgeError) as error:
-            self._report("error", "link-error", {"error": repr(error)})
+            self.report("error", "link-error", {"error": repr(error)})
         finally:
             self._session = None
             reason, self._closing = self._closing or reason, ""
@@ -394,7 +399,7 @@ class Agent:
             raise
         except Exception as error:
             if not isinstance(error, (EdgeError, OSError)):
-                self._report("error", "effect-failed", {"in": "Publish", "error": repr(error)})
+                self.report("error", "effect-failed", {"in": "Publish", "error": repr(error)})
             self._perform(self.core.on_error(effect.id, error, self._now()))
         else:
             self._perform(self.core.on_done(effect.id, None, self._now()))
@@ -426,7 +431,7 @@ class Agent:
                 except Exception as error:
                     if not isinstance(error, EdgeError):
                         name = type(effect).__name__
-                        self._report("error", "effect-failed", {"in": name, "error": repr(error)})
+                        self.report("error", "effect-failed", {"in": name, "error": repr(error)})
                     follow = self.core.on_error(effect.id, error, self._now())
                 else:
                     if not answers:
@@ -512,19 +517,15 @@ class Agent:
     def _handle(self, effect: Handle) -> None:
         handler = self.handlers.get(effect.type)
         if handler is None:
-            self._report("warning", "box-unknown", {"type": effect.type})
+            self.report("warning", "box-unknown", {"type": effect.type})
             return
         try:
             handler(effect.body)
         except (EdgeError, ValueError) as error:
-            self._report("error", "box-failed", {"type": effect.type, "error": str(error)})
+            self.report("error", "box-failed", {"type": effect.type, "error": str(error)})
 
     def _save_egress(self) -> None:
         try:
             self.egress.save(self._now())
         except (StoreError, LocalError) as error:
-            self._report("warning", "egress-not-saved", {"error": str(error)})
-
-    def _report(self, level: str, name: str, fields: "dict[str, Any]") -> None:
-        if self._on_event is not None:
-            self._on_event(Event(0, level, name, fields))
+            self.report("warning", "egress-not-saved", {"error": str(error)})

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 _TIME: "Any" = time
 # Ports count seconds from 1970 or from 2000; only this module knows.
-_EPOCH_S = 946684800 if time.gmtime(0)[0] == 2000 else 0
+EPOCH_S = 946684800 if time.gmtime(0)[0] == 2000 else 0
 
 
 class TicksClock(Clock):
@@ -39,5 +39,5 @@ class TicksClock(Clock):
         return self._uptime
 
     def utc_s(self) -> int:
-        now = int(time.time()) + _EPOCH_S
+        now = int(time.time()) + EPOCH_S
         return now if utc_plausible(now) else 0

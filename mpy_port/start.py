@@ -97,8 +97,19 @@ async def _run(
     if on_ready is not None:
         on_ready(agent)
     watching = asyncio.create_task(_watch(agent))
-    await agent.run()
+    await live(agent, board.life)
     watching.cancel()
+
+
+async def live(agent: Agent, life: "Any") -> None:
+    """Run the agent to its end beside what looks after the board, which may then sleep."""
+    if life is None:
+        await agent.run()
+        return
+    looking = asyncio.create_task(life.run(agent))
+    await agent.run()
+    looking.cancel()
+    life.ended()
 
 
 def free() -> int:

@@ -86,6 +86,10 @@ _PARTS = (
     "mpy_port.mqtt.client",
 )
 _BOARDS = "mpy_port/boards/"
+# What boards with a radio share, and the sensors that theirs may name.
+_WITH_RADIO = ("esp32", "rp2")
+_SHARED = ("life.py", "radio.py", "sleep.py", "watchdog.py", "wifi.py", "wired.py")
+_SENSORS = "mpy_port/sensors/"
 _NATMOD = "mpy_port/tflite/natmod/"
 
 
@@ -122,10 +126,14 @@ def device_modules(board: str | None) -> "dict[str, Path]":
             name = package + "/" + path.relative_to(root).as_posix()
             if name.startswith(HOST_ONLY):
                 continue
+            shared = _SHARED if board in _WITH_RADIO else ()
             if name.startswith(_BOARDS) and name[len(_BOARDS) :] not in (
                 "__init__.py",
                 f"{board}.py",
+                *shared,
             ):
+                continue
+            if name.startswith(_SENSORS) and not shared:
                 continue
             found[name[:-3]] = path
     if board is not None and _BOARDS + board not in found:

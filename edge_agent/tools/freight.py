@@ -59,6 +59,8 @@ if _path:
 else:
     print('edge: half {"error": "half-flashed: run edge-agent flash again"}')
 """
+# A program of one's own that names neither is a board of its own.
+_ADAPTERS = (b"mpy_port.boards", b"mpy_port.sensors")
 _PROGRAM = """from mpy_port.boards.{module} import make_board
 from mpy_port.start import start
 
@@ -205,6 +207,8 @@ def make_bundle(
             try:
                 path.write_bytes(Path(program).read_bytes())
                 compile(path.read_bytes(), program, "exec")
+                if not any(name in path.read_bytes() for name in _ADAPTERS):
+                    adapter = None
             except OSError as error:
                 raise ConfigError(error.strerror or str(error), f"--main {program}")
             except (SyntaxError, ValueError) as error:

@@ -28,6 +28,8 @@ ARROWS = {
     "edge_agent": ("edge_agent",),
     "edge_agent.cli": ("edge_agent", "gateway", "mpy_port"),
     "edge_agent.cpython": ("edge_agent", "mpy_port.tflite"),
+    # The chips' registers are the same there.
+    "edge_agent.cpython.sensors": ("edge_agent", "mpy_port.sensors"),
     "edge_agent.tools": ("edge_agent", "mpy_port.tflite"),
     "mpy_port.tflite": ("mpy_port.tflite",),
     "mpy_port.mqtt": ("mpy_port.mqtt", "edge_agent.errors", "edge_agent.interfaces"),

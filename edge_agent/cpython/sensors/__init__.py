@@ -1,10 +1,11 @@
-"""Sensors of Linux machines: a recording, lines of text, or an IIO device.
+"""Sensors of Linux machines: a recording, lines of text, an IIO device, or a chip on I2C.
 
 `open_sensor` makes one from the "sensor" section of the configuration:
 
     {"kind": "replay", "path": "watch_replay.bin", "person": 4, ...}   see replay.py
     {"kind": "csv", "path": "-", ...}                                  see csv_lines.py
     {"kind": "iio", "device": "bmi160", ...}                           see iio.py
+    {"kind": "bme280", "bus": 1, "every_ms": 10000}                    see i2c.py
 
 Window length, hop and number of axes come from the domain, so that sensor and model
 always agree. Every sensor raises SensorError when it cannot be opened or has stopped, and
@@ -17,6 +18,8 @@ from typing import Any
 from edge_agent.config import Config
 from edge_agent.cpython.sensors.common import Fields
 from edge_agent.cpython.sensors.csv_lines import CsvSensor
+from edge_agent.cpython.sensors.i2c import KINDS as CHIPS
+from edge_agent.cpython.sensors.i2c import open_chip
 from edge_agent.cpython.sensors.iio import IioSensor
 from edge_agent.cpython.sensors.replay import ReplaySensor
 from edge_agent.cpython.signer import HostCrypto
@@ -47,10 +50,14 @@ def open_sensor(settings: "Config | dict[str, Any]", domain: Domain | None = Non
             "Name the domain file in the configuration",
         )
     kind = settings.get("kind")
+    if kind in CHIPS:
+        return open_chip(settings, domain)
     make = _KINDS.get(kind) if isinstance(kind, str) else None
     if make is None:
         raise ConfigError(
-            f"unknown kind of sensor {kind!r}", "sensor.kind", "Use one of " + ", ".join(_KINDS)
+            f"unknown kind of sensor {kind!r}",
+            "sensor.kind",
+            "Use one of " + ", ".join([*_KINDS, *CHIPS]),
         )
     fields = Fields(settings)
     sensor: Sensor = make(fields, domain)
