@@ -46,6 +46,17 @@ def slow(world):
     world.box.mend()
 
 
+def lossy(world):
+    """For three seconds, and until chance has struck."""
+    world.box.lose(0.03)
+    end = time.monotonic() + 20
+    time.sleep(3)
+    while not world.box.counts["bytes lost"] and time.monotonic() < end:
+        world.box.lose(0.5)
+        time.sleep(0.1)
+    world.box.mend()
+
+
 def flapping(world):
     """Ten cuts in ten seconds, at times drawn at random."""
     for _ in range(10):
@@ -71,7 +82,7 @@ FAULTS = {
     "half-open down": (held(2.0, lambda box: box.hole(False, True)), "", ["serial"]),
     "lost PUBACKs": (held(2.0, lambda box: box.lose_pubacks()), "rv32", ["serial", "tcp"]),
     "doubled": (held(2.0, lambda box: box.duplicate(0.5)), "rv32", ["serial"]),
-    "lost bytes": (held(3.0, lambda box: box.lose(0.02)), "", ["serial", "modem"]),
+    "lost bytes": (lossy, "", ["serial", "modem"]),
     "slow": (slow, "rv32", ["serial"]),
     "flapping": (flapping, "", ["serial", "modem", "tcp"]),
     "unplugged": (unplugged, "rv32", ["tcp"]),
