@@ -57,7 +57,7 @@ trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT
 """
 
 
-def walk(tmp_path, script, seconds=150):
+def walk(tmp_path, script, seconds=300):
     state = tmp_path / "state"
     state.mkdir()
     shutil.copy(ROOT / "hw_tests" / "pi" / "job" / "wait.py", state)
