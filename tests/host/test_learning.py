@@ -6,7 +6,7 @@ import pytest
 from gateway_kit import gateway
 from learn_kit import LABELS, LearnSite, Person, ProfileSite, left, profile_windows, windows
 from routing_kit import World, dht, shared_folder
-from test_router import settled
+from test_router import until
 
 from edge_agent.head import decode_row, encode_row
 
@@ -23,6 +23,19 @@ def world(tmp_path, names, kind="folder", site=LearnSite, **learner):
         return {**route(name, number), "learner": settings}
 
     return World(tmp_path, routing, names, site=site)
+
+
+async def settled(*sites):
+    """What devices sent is announced, as far as it will be. Many vectors, perhaps few cores."""
+    for site in sites:
+        router = site.router
+        await until(
+            lambda router=router: (
+                router.announcers and all(router.settled(domain) for domain in router.announcers)
+            ),
+            60,
+            f"{site.name} settled",
+        )
 
 
 def without(rows, label):
