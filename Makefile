@@ -46,7 +46,7 @@ types: venv
 # The same files on both interpreters.
 core: venv
 	$(BIN)/python tests/core/run.py
-	$(BIN)/micropython tests/core/run.py
+	$(BIN)/micropython -X heapsize=16M tests/core/run.py
 
 micropython: venv
 	@sh tools/micropython.sh
