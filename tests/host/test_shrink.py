@@ -39,7 +39,7 @@ def small(tmp_path_factory):
 @pytest.mark.parametrize("part", [TESTS[0::2], TESTS[1::2]])
 def test_the_cores_tests_pass(small, part):
     done = subprocess.run(
-        [MICROPYTHON, "tests/core/run.py", *part],
+        [MICROPYTHON, "-X", "heapsize=16M", "tests/core/run.py", *part],
         cwd=small,
         env={"MICROPYPATH": f"{small}/board/lib:.frozen"},
         capture_output=True,
