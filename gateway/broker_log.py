@@ -7,7 +7,9 @@ stands in that log.
 
 Kinds: `login` (unknown user, wrong password, revoked), `publish` (a topic that is not the
 device's), `subscribe` (likewise; the broker grants it and delivers nothing), `tls` (a
-handshake that failed: a wrong or expired certificate, or no TLS at all).
+handshake that failed: a wrong or expired certificate, or no TLS at all). Of clients that never
+begin a handshake mosquitto 2.0 tells only when their bytes are there as it accepts them, so that
+part of `tls` is a lower bound.
 """
 
 import re

@@ -21,4 +21,4 @@ def test_your_model_walk(clone):
     assert (clone / "tapped.tflite.plan").is_file()
     assert re.search(r"^domain [0-9a-f]{16}$", output, re.M)
     # The gateway holds each window that the device sensed.
-    assert re.search(r"^mine-1 +[0-9a-f]{16} +1 \w+ +20 +0 +0 +0 ", output, re.M), output
+    assert re.search(r"^mine-1 +[0-9a-f]{16} +1 \S+ +20 +0 +0 +0 ", output, re.M), output

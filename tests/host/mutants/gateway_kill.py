@@ -12,7 +12,7 @@ import sys
 
 from moment import Moment
 
-from gateway import cli
+from gateway import cli, opening
 from gateway.custody import Custody
 from gateway.mqtt import Bridge
 
@@ -48,7 +48,7 @@ def ack_first(self):
 
 
 def now_ms():
-    return cli.now_ms()
+    return opening.now_ms()
 
 
 def never_seen(self, agent, journal, seq):
