@@ -11,7 +11,6 @@ from edge_agent.errors import JournalError, JournalFull, StoreError
 from edge_agent.journal import MAX_BATCH
 from edge_agent.segment import RECORD_BYTES, segment_name
 
-
 STEP = 7 if sys.implementation.name == "micropython" else 1
 
 

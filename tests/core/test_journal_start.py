@@ -11,7 +11,6 @@ from edge_agent.errors import JournalError, StoreError
 from edge_agent.journal_state import MAX_STATE, SLOTS, State, decode
 from edge_agent.segment import Segment, left_name, segment_name, walk
 
-
 STEP = 7 if sys.implementation.name == "micropython" else 1
 
 
