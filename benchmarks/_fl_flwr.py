@@ -25,13 +25,16 @@ def differences() -> "dict[str, float]":
     nets = train(b.nets, b.data, FEDAVG, b.rng())
     updates = np.concatenate([layer.reshape(b.count, -1) for layer in nets], 1)
     weights = b.data.count.astype(np.float32)
-    subprocess.run(["sh", str(ROOT / "tools" / "flwr_env.sh")], cwd=ROOT, check=True)
+    venv = ROOT / ".cache" / "flwr-venv"
+    script, packages = ROOT / "tools" / "pinned_env.sh", ROOT / "tools" / "flwr.txt"
+    subprocess.run(["sh", str(script), str(packages), str(venv)], check=True)
     with tempfile.TemporaryDirectory() as folder:
         given, got = Path(folder, "in.npz"), Path(folder, "out.npz")
         np.savez(given, updates=updates, weights=weights)
-        python = ROOT / ".cache" / "flwr-venv" / "bin" / "python"
         job = ROOT / "benchmarks" / "_fl_flwr_job.py"
-        subprocess.run([python, job, given, got], check=True, stderr=subprocess.DEVNULL)
+        subprocess.run(
+            [venv / "bin" / "python", job, given, got], check=True, stderr=subprocess.DEVNULL
+        )
         with np.load(got) as theirs:
             return {
                 name: float(np.abs(how(updates, weights) - theirs[name]).max())

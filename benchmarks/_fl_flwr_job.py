@@ -1,4 +1,4 @@
-"""Runs in the environment of tools/flwr_env.sh: flwr's own aggregation of some updates.
+"""Runs in the environment of tools/flwr.txt: flwr's own aggregation of some updates.
 
 python _fl_flwr_job.py IN.npz OUT.npz     updates (sites, n), weights (sites,) -> by strategy
 """

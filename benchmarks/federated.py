@@ -8,7 +8,7 @@ One command; about half an hour with 20 seeds on two cores, minutes with --quick
 scenarios: _fl_data.py. Rivals: _fl_methods.py. Outcome routing as the gateway does it
 (gateway.heads, gateway.learner, and the integers of edge_agent.head): _fl_outcome.py. Many
 sites, a rare case, liars, different models: _fl_more.py. Bytes: _fl_bytes.py. The full run
-checks its averaging against flwr, in an environment of its own (tools/flwr_env.sh, 470 MB).
+checks its averaging against flwr, in an environment of its own (tools/flwr.txt, 470 MB).
 
 --tune prints how settings were chosen, on seeds and data of their own; no figure printed
 without it chose anything. Comparisons are paired by seed: the same sites, windows and labels.

@@ -162,8 +162,8 @@ def float_forward(weights, biases, x):
 def other_runtime():
     """Python of the environment with tflite-runtime; made when it is not there."""
     place = ROOT / ".cache" / "tflite-runtime-venv"
-    script = ROOT / "tools" / "tflite_runtime_env.sh"
-    subprocess.run(["sh", str(script), str(place)], check=True, timeout=300)
+    script, packages = ROOT / "tools" / "pinned_env.sh", ROOT / "tools" / "tflite_runtime.txt"
+    subprocess.run(["sh", str(script), str(packages), str(place)], check=True, timeout=300)
     return place / "bin" / "python"
 
 

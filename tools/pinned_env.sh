@@ -1,10 +1,13 @@
 #!/bin/sh
-# Make an environment with tflite-runtime, which needs numpy < 2 and a Python it has wheels
-# for, and so cannot share the project's own.
-#   sh tools/tflite_runtime_env.sh [DIRECTORY]      default .cache/tflite-runtime-venv
+# Make an environment of its own for packages that cannot share the project's, from a list with
+# hashes. The lists are for Python 3.11, and some packages of them have wheels for nothing newer.
+#   sh tools/pinned_env.sh LIST DIRECTORY
+#   tools/tflite_runtime.txt   tflite-runtime, which needs numpy < 2
+#   tools/flwr.txt             flwr, against which benchmarks/federated.py checks its averaging:
+#                              470 MB, and web libraries of versions that are not ours
 set -eu
-here=$(dirname "$0")
-venv=${1:-.cache/tflite-runtime-venv}
+list=$1
+venv=$2
 [ -e "$venv/.ready" ] && exit 0
 python=""
 for candidate in python3.11 python3; do
@@ -15,7 +18,7 @@ for candidate in python3.11 python3; do
     fi
 done
 if [ -z "$python" ]; then
-    echo "tflite-runtime needs Python 3.11 with venv; none was found." >&2
+    echo "$list is for Python 3.11 with venv; none was found." >&2
     exit 3
 fi
 mkdir -p "$(dirname "$venv")"
@@ -23,7 +26,7 @@ mkdir -p "$(dirname "$venv")"
 rm -rf "$venv.$$"
 "$python" -m venv "$venv.$$"
 "$venv.$$/bin/python" -m pip install -q --disable-pip-version-check --require-hashes \
-    --only-binary=:all: -r "$here/tflite_runtime.txt"
+    --only-binary=:all: -r "$list"
 touch "$venv.$$/.ready"
 mv -T "$venv.$$" "$venv" 2>/dev/null || rm -rf "$venv.$$"
 [ -e "$venv/.ready" ]
