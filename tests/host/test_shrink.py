@@ -17,10 +17,10 @@ ARCH = {"x86_64": "x64"}.get(platform.machine())
 CORE = ROOT / "tests" / "core"
 # Of the core's tests those with the most of it behind them, and not the slowest.
 TESTS = [
-    *("test_agent", "test_cbor", "test_config", "test_core", "test_cose", "test_delivery"),
-    *("test_domain", "test_egress", "test_features", "test_flash_store", "test_frame"),
-    *("test_mqtt_session", "test_outcome", "test_tflite_classifier", "test_tflite_model"),
-    *("test_head", "test_mail", "test_synthesis"),
+    *("test_agent", "test_cbor", "test_config", "test_connection", "test_core", "test_cose"),
+    *("test_delivery", "test_domain", "test_egress", "test_features", "test_flash_store"),
+    *("test_frame", "test_mqtt_session", "test_outcome", "test_tflite_classifier"),
+    *("test_tflite_model", "test_head", "test_mail", "test_synthesis", "test_twins"),
 ]
 
 
