@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.errors import StoreError
+from gateway.wal import use_wal
 
 CHECK_BYTES = 16 << 20
 
@@ -113,9 +114,7 @@ class MailDb:
             self.path, timeout=self._busy_ms / 1000, isolation_level=None, cached_statements=256
         )
         try:
-            (mode,) = db.execute("PRAGMA journal_mode").fetchone()
-            if mode != "wal":
-                db.execute("PRAGMA journal_mode=WAL")
+            use_wal(db, self._busy_ms / 1000)
             db.execute("PRAGMA synchronous=FULL")
             (version,) = db.execute("PRAGMA user_version").fetchone()
             if version > len(STEPS):

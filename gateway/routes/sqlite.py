@@ -28,10 +28,10 @@ from gateway.routes import PER_KEY, PER_OWNER, VALUE_MAX, RouteError
 from gateway.routes.gather import Gather
 from gateway.routes.held import Name
 from gateway.routes.local import VERB_S, Away, LocalRoute
+from gateway.wal import is_busy, use_wal
 
 POLL_S = 0.1
 _LOCK_S = 2.0
-_BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _CHANGES = 4096  # entries of the change list kept
 _DEAD_S = 86400
 _THOROUGH = 30  # every so many looks for lost rows compares each
@@ -81,7 +81,7 @@ class _Connection:
             self.path, timeout=_LOCK_S, isolation_level=None, check_same_thread=False
         )
         try:
-            db.execute("PRAGMA journal_mode=WAL")
+            use_wal(db, _LOCK_S)
             db.execute("PRAGMA synchronous=NORMAL")
             db.execute("PRAGMA trusted_schema=OFF")
             db.text_factory = bytes  # what others wrote as text need not be UTF-8
@@ -130,14 +130,14 @@ class SqliteRoute(LocalRoute):
             try:
                 return work(connection.get(), *arguments)
             except sqlite3.Error as error:
-                if getattr(error, "sqlite_errorcode", 0) not in _BUSY:
+                if not is_busy(error):
                     connection.close()  # opened again, tables made again
                 raise
 
         try:
             result = await self._in_thread(pool, use)
         except sqlite3.Error as error:
-            if getattr(error, "sqlite_errorcode", 0) not in _BUSY:
+            if not is_busy(error):
                 self._set_up(False)
             raise Away(str(error))
         except OSError:

@@ -3,6 +3,7 @@
 import os
 import sqlite3
 import stat
+import threading
 import time
 
 import pytest
@@ -255,6 +256,21 @@ def test_a_lock_is_not_waited_for_long(box, tmp_path):
     assert caught.value.code == 16
     assert patient.put(AGENT, NEIGHBOUR, b"a", 1, 0).id
     patient.close()
+
+
+def test_a_new_file_is_shared_from_its_first_moment(tmp_path):
+    """Both processes start at once: the one that is not first waits, as it does for a lock."""
+    path = tmp_path / "mailbox.db"
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreError) as caught:
+        Mailbox(path, 50)
+    assert caught.value.code == 16
+    end = threading.Timer(0.2, other.execute, ("COMMIT",))
+    end.start()
+    Mailbox(path, 5000).close()
+    end.join()
+    other.close()
 
 
 @pytest.mark.parametrize("where", ["at the start", "while open"])

@@ -216,6 +216,26 @@ def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path):
     assert path.read_text() == "Dear Sir, " * 1000
 
 
+def test_a_new_file_that_another_writes_to_is_waited_for(tmp_path):
+    """Nobody has changed its journal mode yet: then SQLite itself does not wait."""
+    path = tmp_path / "route.db"
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+
+    async def story():
+        route = SqliteRoute(A, path)
+        opening = asyncio.create_task(route.open())
+        await asyncio.sleep(0.3)
+        other.execute("COMMIT")
+        await opening
+        up = route.up
+        await route.close()
+        return up
+
+    assert asyncio.run(story())
+    other.close()
+
+
 @story(members=2, kinds=["sqlite"])
 async def test_a_blocked_writer_delays_no_lookup(medium, a, b):
     k, old = key(), token()
