@@ -7,9 +7,9 @@ stands in that log.
 
 Kinds: `login` (unknown user, wrong password, revoked), `publish` (a topic that is not the
 device's), `subscribe` (likewise; the broker grants it and delivers nothing), `tls` (a
-handshake that failed: a wrong or expired certificate, or no TLS at all). Of clients that never
-begin a handshake mosquitto 2.0 tells only when their bytes are there as it accepts them, so that
-part of `tls` is a lower bound.
+handshake that failed: a certificate that is not trusted, an old version, or no TLS at all). A
+connection that only ends is not refused, although OpenSSL calls that an error, too: devices
+lose theirs whenever a link breaks, and a scanner that says nothing asks for nothing.
 """
 
 import re
@@ -23,7 +23,9 @@ _TIME = rb"(?:\d+: )?"
 _DENIED = re.compile(_TIME + rb"Denied PUBLISH from (\S+) \(d\d, q\d, r\d, m\d+, '([^']*)'")
 _LOGIN = re.compile(_TIME + rb"Sending CONNACK to (\S+) \(0, ([1-9])\)")
 _GRANT = re.compile(_TIME + rb"(\S+) [012] (\S.*)")
-_TLS = re.compile(_TIME + rb"(?:OpenSSL Error\[0\]|Client connection from (\S+) failed): (.*)")
+_TLS = re.compile(
+    _TIME + rb"(?:OpenSSL Error\[0\]|Client connection from (\S+) failed): (?!.*unexpected eof)(.*)"
+)
 _KEEP = re.compile(
     _TIME
     + rb"(?:Error|Warning|mosquitto version|Opening|Reloading|Unable|Out of|Socket error|\[?FATAL)"

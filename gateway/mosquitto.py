@@ -50,8 +50,9 @@ def conf(config: GatewayConfig, folder: Path, listener: str = "127.0.0.1") -> st
         "log_dest stderr",
         "log_type error",
         "log_type warning",
-        "log_type notice",
-        "connection_messages false",
+        "# These are notices, which only the pipe of `edge-gateway mosquitto` hears; without",
+        "# them some handshakes that fail are not told at all.",
+        "connection_messages true",
         f"listener {config.port} {listener}",
     ]
     tls = config.tls or {}

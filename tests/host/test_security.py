@@ -176,8 +176,10 @@ def test_a_stranger_is_refused(site, honest, who):
 
 
 def test_without_tls_nobody_is_heard(site, honest):
-    """Plain MQTT on the port for devices, and junk. Not counted for sure: see broker_log."""
-    for first in (b"\x10\x10\0\x04MQTT\x04\2\0\x3c\0\4abcd", os.urandom(64)):
+    """Plain MQTT on the port for devices, and junk."""
+    # Both ways in which mosquitto tells: as it accepts, and later.
+    for first in (b"\x10\x10\0\x04MQTT\x04\2\0\x3c\0\4abcd", os.urandom(64)) * 4:
+        before = site.refused().get("tls", 0)
         with socket.create_connection(("127.0.0.1", site.config.devices.port), 5) as sock:
             sock.sendall(first)
             sock.settimeout(10)
@@ -185,7 +187,25 @@ def test_without_tls_nobody_is_heard(site, honest):
             with contextlib.suppress(OSError):
                 answer = sock.recv(64)
             assert not answer.startswith(b"\x20")
+        wait_until(lambda before=before: site.refused().get("tls", 0) > before, 10)
     serves(honest)
+
+
+def test_a_device_whose_connection_breaks_is_not_counted(site):
+    """Without TLS's own goodbye, as when its process or its link goes."""
+    device = site.device(site.enrol("broken"))
+    assert device.ready.wait(10)
+    before = site.refused()
+    ended = threading.Event()
+    device.client.on_disconnect = lambda *_: ended.set()
+    socket.socket.shutdown(device.client.socket(), socket.SHUT_RDWR)
+    assert ended.wait(10)
+    device.stop()
+    # What the broker says of the next one comes after what it said of this.
+    somebody = site.client("00" * 8, "11" * 16)
+    somebody.stop()
+    wait_until(lambda: site.refused().get("login", 0) > before.get("login", 0), 10)
+    assert site.refused()["tls"] == before.get("tls", 0)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -194,11 +214,13 @@ def test_old_tls_is_refused(site):
     context.minimum_version = ssl.TLSVersion.TLSv1
     context.maximum_version = ssl.TLSVersion.TLSv1_1
     context.set_ciphers("ALL:@SECLEVEL=0")
+    before = site.refused().get("tls", 0)
     with (
         socket.create_connection(("127.0.0.1", site.config.devices.port), 5) as sock,
         pytest.raises(ssl.SSLError),
     ):
         context.wrap_socket(sock, server_hostname="localhost")
+    wait_until(lambda: site.refused().get("tls", 0) > before, 10)
 
 
 def test_the_inner_listener_is_for_this_machine_alone(site):
@@ -591,6 +613,11 @@ def test_refusals_survive_odd_lines_and_floods():
     for odd in (
         b"", b"\xff\xfe", b": ", b"Denied", b"1: Denied PUBLISH from", bytes(range(256)),
         b"1: a 1 qis/1/a/ack", b"1: gateway-1 1 #", b"1: Sending CONNACK to a (0, 0)",
+        b"1: New connection from 10.0.0.9:4711 on port 8883.",
+        b"1: Client a closed its connection.",
+        b"1: New client connected from 10.0.0.9:4711 as a (p2, c1, k10, u'a').",
+        b"1: Client <unknown> disconnected: Protocol error.",
+        b"1: OpenSSL Error[0]: error:0A000126:SSL routines::unexpected eof while reading",
     ):  # fmt: skip
         refusals.line(odd, 1)
     assert refusals.counts == {"publish": 1000, "login": 0, "subscribe": 0, "tls": 0}
