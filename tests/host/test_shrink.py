@@ -20,7 +20,8 @@ TESTS = [
     *("test_agent", "test_cbor", "test_config", "test_connection", "test_core", "test_cose"),
     *("test_delivery", "test_domain", "test_egress", "test_features", "test_flash_store"),
     *("test_frame", "test_mqtt_session", "test_outcome", "test_tflite_classifier"),
-    *("test_tflite_model", "test_head", "test_mail", "test_synthesis", "test_twins"),
+    *("test_tflite_model", "test_head", "test_mail", "test_mail_agent", "test_synthesis"),
+    "test_twins",
 ]
 
 
