@@ -1,7 +1,9 @@
 """Analogue inputs and pulses on a board's pins.
 
-Pulses are counted by an interrupt, which is done in microseconds and makes no objects; some
-thousand a second are possible. In deep sleep nobody counts.
+Pulses are counted by an interrupt that makes no objects. MicroPython calls it between two
+instructions of its own and keeps a few calls waiting, so of a fast train of pulses some are lost
+while native code of the model runs. In deep sleep nobody counts; a board that counts does not
+sleep lightly. A count is of one period, from its begin to its end.
 """
 
 from edge_agent.errors import ConfigError, SensorError
@@ -66,10 +68,19 @@ class Pulses:
 
     def open(self) -> None:
         pin: Any = self._machine.Pin
+        self._lines = []
         for i in range(len(self._pins)):
-            line = pin(self._pins[i], pin.IN)
-            line.irq(self._counter(i), pin.IRQ_RISING)
+            try:
+                line = pin(self._pins[i], pin.IN)
+                line.irq(self._counter(i), pin.IRQ_RISING)
+            except (OSError, ValueError) as error:
+                self.close()
+                raise SensorError("counts no pulses (%s)" % error, "pin %d" % self._pins[i])
             self._lines.append(line)
+        self.restart()
+
+    def restart(self) -> None:
+        """Count from now on."""
         self._taken = list(self._counts)
 
     def _counter(self, i: int) -> "Any":
@@ -78,7 +89,8 @@ class Pulses:
 
         def count(line: "Any") -> None:
             now = us()
-            if not counts[i] or diff(now, last[0]) >= least:
+            # Negative after a silence of minutes, when the ticks have come half around.
+            if not counts[i] or not 0 <= diff(now, last[0]) < least:
                 counts[i] = (counts[i] + 1) & 0x3FFFFFFF
                 last[0] = now
 
@@ -99,6 +111,18 @@ class Pulses:
         self._lines = []
 
 
+class Counted(Sampled):
+    """Windows of pulses: a window that begins anew counts a whole period first."""
+
+    def due_ms(self) -> "int | None":
+        return None  # a pulse may come at any time, and a board that sleeps sees none
+
+    def _anew(self, now: int) -> None:
+        super()._anew(now)
+        self._source.restart()
+        self._due = now + self._period
+
+
 def pin_sensor(fields: "Fields", domain: "Domain", machine: "Any") -> "Sensor":
     shape = domain.features
     kind = fields.raw("kind")
@@ -106,15 +130,16 @@ def pin_sensor(fields: "Fields", domain: "Domain", machine: "Any") -> "Sensor":
     if len(set(pins)) != len(pins):
         raise ConfigError("names a pin twice", "sensor.pins")
     source: Any
+    make = Sampled
     if kind == "adc":
         source, period = Analogue(machine, pins), period_ms(fields, 20, 2)
     else:
         time: Any = __import__("time")
         debounce = fields.integer("debounce_us", 0, 1000000, 0)
         source = Pulses(machine, pins, debounce, time.ticks_us, time.ticks_diff)
-        period = period_ms(fields, 1000, 10)
+        make, period = Counted, period_ms(fields, 1000, 10)
     stuck = 1000 * fields.integer("stuck_s", 0, 86400, 0)
-    return Sampled(
+    return make(
         source,
         shape.axes,
         shape.window,

@@ -83,11 +83,15 @@ class Sampled(Sensor):
             self._source.open()
             self._opened = True
         if self._due < 0 or now - self._due > _LATE * self._period:
-            self._due = self._changed = now
-            self._at = 0
+            self._anew(now)
         if self._due > now:
             await asyncio.sleep((self._due - now) / 1000)
         self._due += self._period
+
+    def _anew(self, now: int) -> None:
+        """Begin a window: its first sample is due."""
+        self._due = self._changed = now
+        self._at = 0
 
     async def _take(self) -> None:
         pause = self._source.begin()
