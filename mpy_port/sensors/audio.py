@@ -1,8 +1,9 @@
 """Windows of sound from a microphone on I2S. One axis: int16 samples.
 
-Samples that come while the model runs wait in the driver's buffer of BUFFERED windows; what
-does not fit is lost, and the window after it has a seam. Microphones of 24 bits send
-32: the upper 16 are taken.
+Samples that come while the model runs wait in the driver's buffer of BUFFERED windows, but no
+more than BUFFER_MOST bytes; what does not fit is lost, and the window after it has a seam. The
+driver holds FRAME bytes for each sample, whatever the bits. Microphones of 24 bits send 32: the
+upper 16 are taken.
 """
 
 import asyncio
@@ -19,7 +20,12 @@ if TYPE_CHECKING:
     from mpy_port.sensors.fields import Fields
 
 BUFFERED = 2
+FRAME = 8
+# An ESP32 takes its buffer in pieces of 256 frames and wants two of them.
+BUFFER_LEAST, BUFFER_MOST = 4 * 256 * FRAME, 32768
 _PIECE = 512  # bytes read at a time
+# A driver that was emptied says once more that there is something, and gives nothing.
+_EMPTY_S, _EMPTIES = 0.005, 200
 
 
 class AudioWindows(Sensor):
@@ -73,12 +79,17 @@ class AudioWindows(Sensor):
         if self._at < 0:
             due = min(due, -self._at)
         view = memoryview(self._piece)[: due * size]
-        got = 0
+        got = empty = 0
         while got < due * size:
             n = await self._stream.readinto(view[got:])
-            if not n:
+            if n:
+                got += n
+                empty = 0
+                continue
+            empty += 1
+            if empty > _EMPTIES:
                 raise OSError("no more samples")
-            got += n
+            await asyncio.sleep(_EMPTY_S)
         at = self._at
         if at >= 0:
             piece, samples = self._piece, self._samples
@@ -130,7 +141,7 @@ def i2s_sensor(fields: "Fields", domain: "Domain", machine: "Any") -> Sensor:
                 bits=bits,
                 format=kind.MONO,
                 rate=rate,
-                ibuf=BUFFERED * shape.window * bits // 8,
+                ibuf=min(BUFFER_MOST, max(BUFFER_LEAST, BUFFERED * shape.window * FRAME)),
             )
         except (OSError, ValueError) as error:
             raise SensorError("cannot be opened (%s)" % error, "sensor.pins", "Free pins? Its id?")
