@@ -3,19 +3,15 @@
 The tests print the sizes that SPEC.md tells (run with -s).
 """
 
-import hashlib
-import hmac
-import os
 import re
-import time
 from pathlib import Path
 
 import cbor2
 import numpy as np
 import pycddl
 import pytest
-from codebook_kit import clustered, codebook
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from codebook_kit import codebook
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
@@ -23,13 +19,13 @@ from cwt import COSE, COSEKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from network_kit import KEY, member, members
+from pointer_kit import BOOK, LEVELS, NOW, independent, independent_body, made, place
 
 from gateway import pointer as module
-from gateway.cells import CELL_MAX, assign, levels, path_key, settle
+from gateway.cells import assign, path_key
 from gateway.pointer import (
     AGENT,
     AHEAD_MAX_S,
-    CONFIRMED,
     MARKER,
     OUTCOME,
     POINTER_MAX,
@@ -40,14 +36,11 @@ from gateway.pointer import (
     open_pointer,
     seal,
 )
-from gateway.reader import KEY_MAX, VALUES_MAX, Reader
+from gateway.reader import Reader
 from gateway.sketch import INT4, INT8, SIGN
 
 ROOT = Path(__file__).resolve().parents[2]
 CDDL = (ROOT / "gateway" / "pointer.cddl").read_text()
-BOOK = codebook(INT4)
-LEVELS = levels(BOOK)
-NOW = 1_800_000_000
 SCHEMAS = {kind: pycddl.Schema(f"start = {rule}\n{CDDL}") for kind, rule in module.KINDS.items()}
 
 
@@ -60,28 +53,6 @@ def nets(tmp_path_factory):
 @pytest.fixture(scope="module")
 def open_nets(tmp_path_factory):
     return members(tmp_path_factory.mktemp("open"), "ab", b"")
-
-
-def made(net, salt=0, level=1, book=BOOK, kind=OUTCOME, **changes):
-    """A good pointer of one of the test's vectors."""
-    vector = clustered(salt + 1, 7)[0][salt].tobytes()
-    sketch = book.sketcher.encode(vector)
-    path = assign(book, book.sketcher.decode(sketch))[0][:level]
-    outcome = kind == OUTCOME
-    one = Pointer(
-        kind, book.domain_id, book.version, None if kind == AGENT else 2, path, net.gateway,
-        hashlib.sha256(b"%d" % salt).digest()[: 8 if kind == AGENT else 16], NOW - 100,
-        NOW + 86_400, book.kind, sketch, CONFIRMED, 200 if outcome else 0, "192.168.10.21:8443",
-    )  # fmt: skip
-    if kind == MARKER:
-        one = one.withdrawal(one.epoch)._replace(kind=MARKER, id=b"")
-    elif kind == WITHDRAWAL:
-        one = one.withdrawal(one.epoch)
-    return one._replace(**changes)
-
-
-def place(one, net):
-    return one.key(net), seal(one, net, net.crypto)
 
 
 def refused(data, key, net, book=BOOK, now_s=NOW):
@@ -174,33 +145,6 @@ def test_what_cannot_be_read_cannot_be_sealed(nets):
 
 
 # ---- code that is not ours ----------------------------------------------------------
-
-
-def cell_number(path):
-    return int("1" + "".join(map(str, path)), 2)
-
-
-def independent(one, net, nonce=None, **body_changes):
-    """The bytes of a pointer by cbor2 and cryptography alone, as SPEC.md has it."""
-    dumps = lambda value: cbor2.dumps(value, canonical=True)  # noqa: E731
-    fields = {
-        1: one.kind, 2: one.domain, 3: one.version, 4: one.label, 5: cell_number(one.path),
-        6: one.gateway, 7: one.id, 8: one.epoch, 9: one.expires_s, 10: one.sketch_kind,
-        11: one.sketch, 12: one.flags or None, 13: one.confidence, 14: one.endpoint or None,
-    }  # fmt: skip
-    body = dumps({k: v for k, v in {**fields, **body_changes}.items() if v is not None})
-    cell = dumps(["qis cell", one.domain, one.version, one.label, list(one.path)])
-    key = hmac.digest(net.key or bytes(32), cell, "sha256")[:20]
-    aad = dumps(["qis pointer", 1, net.network, key])
-    signer = Ed25519PrivateKey.from_private_bytes(net.seed)
-    header = dumps({1: -8, 16: 65013})
-    data = dumps([body, signer.sign(dumps(["Signature1", header, aad, body]))])
-    if net.key:
-        secret = HKDF(SHA256(), 32, None, b"qis1 pointer").derive(net.key)
-        nonce = nonce or os.urandom(12)
-        more = dumps(["Encrypt0", dumps({1: 24}), aad])
-        data = dumps([nonce, ChaCha20Poly1305(secret).encrypt(nonce, data, more)])
-    return key, data
 
 
 def test_bytes_made_elsewhere_are_ours(nets, open_nets):
@@ -303,29 +247,6 @@ def test_any_authentic_body(nets, open_nets):
             assert found.domain == BOOK.domain_id and found.gateway == net.gateway
 
     check()
-
-
-def independent_body(one, net, changes):
-    """`independent` with labels changed (None: left out); the key stays that of `one`."""
-    fields = {
-        1: one.kind, 2: one.domain, 3: one.version, 4: one.label, 5: cell_number(one.path),
-        6: one.gateway, 7: one.id, 8: one.epoch, 9: one.expires_s, 10: one.sketch_kind,
-        11: one.sketch, 13: one.confidence,
-    }  # fmt: skip
-    fields.update(changes)
-    body = cbor2.dumps({k: v for k, v in fields.items() if v is not None}, canonical=True)
-    key = one.key(net)
-    aad = module.external(net.network, key)
-    signature = net.crypto.sign(
-        net.seed, cbor2.dumps(["Signature1", module.SIGN1_HEADER, aad, body])
-    )
-    data = cbor2.dumps([body, signature])
-    if net.key:
-        nonce = os.urandom(12)
-        secret = HKDF(SHA256(), 32, None, b"qis1 pointer").derive(net.key)
-        more = cbor2.dumps(["Encrypt0", module.ENCRYPT0_HEADER, aad])
-        data = cbor2.dumps([nonce, ChaCha20Poly1305(secret).encrypt(nonce, data, more)])
-    return key, data
 
 
 @pytest.mark.parametrize(
@@ -450,202 +371,6 @@ def test_revoked(tmp_path):
     assert reader.read(key, [data], NOW).rejected == {"revoked": 1}
     assert refused(data, key, a) == "revoked"
     assert b.public_key(b.gateway) and open_pointer(data, key, b, BOOK, NOW)
-
-
-# ---- many values under one key ------------------------------------------------------
-
-
-def crowd(net, count, first=0):
-    """(key, pointers) of one gateway: distinct outcomes in one cell."""
-    one = made(net)
-    return one.key(net), [
-        one._replace(id=hashlib.sha256(b"%d" % i).digest()[:16], epoch=NOW - 1000 + i % 900)
-        for i in range(first, first + count)
-    ]
-
-
-def test_ten_thousand_pointers_of_one_gateway(tmp_path):
-    nets = members(tmp_path, "abcd")
-    key, flood = crowd(nets[0], 10_000)
-    values = [seal(one, nets[0], nets[0].crypto) for one in flood]
-    others = [seal(one, net, net.crypto) for net in nets[1:] for one in crowd(net, 12, 20_000)[1]]
-    reader = Reader(nets[1], BOOK)
-    begin = time.perf_counter()
-    found = reader.read(key, values + others, NOW)
-    seconds = time.perf_counter() - begin
-    count = {net.gateway: 0 for net in nets}
-    for one in found.pointers:
-        count[one.gateway] += 1
-    assert list(count.values()) == [KEY_MAX - 36, 12, 12, 12]
-    assert found.rejected == {"too-many": 10_000 - (KEY_MAX - 36)} == reader.rejected
-    # The newest are taken.
-    assert min(o.epoch for o in found.pointers if o.gateway == nets[0].gateway) >= NOW - 1000 + 895
-    print(f"\n10,036 values read in {seconds:.2f} s, {len(reader._verified)} signatures checked")
-    assert len(reader._verified) == KEY_MAX
-    again = time.perf_counter()
-    assert reader.read(key, values + others, NOW).pointers == found.pointers
-    print(f"again in {time.perf_counter() - again:.2f} s")
-
-
-def test_forgeries_in_anothers_name_hide_nobody_else(tmp_path):
-    a, b, c, d = members(tmp_path, "abcd")
-    key, claims = crowd(a, 3000)
-    forged = [independent(one._replace(epoch=NOW), b)[1] for one in claims]
-    good = [seal(one, c, c.crypto) for one in crowd(c, 10)[1]]
-    reader = Reader(d, BOOK, signatures=200)
-    for verify in (True, False):
-        found = reader.read(key, forged + good, NOW, verify)
-        assert {one.gateway for one in found.pointers} == {c.gateway}
-        assert len(found.pointers) == 10
-        assert found.rejected["bad-signature"] + found.rejected["too-many"] == 3000
-        assert found.rejected["bad-signature"] <= 200
-
-
-def test_a_lower_limit_for_one_gateway(open_nets):
-    key, claims = crowd(open_nets[0], 40)
-    values = [seal(c, open_nets[0], open_nets[0].crypto) for c in claims]
-    assert len(Reader(open_nets[1], BOOK).read(key, values, NOW).pointers) == 40
-    found = Reader(open_nets[1], BOOK, share=16).read(key, values, NOW)
-    assert len(found.pointers) == 16 and found.rejected == {"too-many": 24}
-
-
-def test_a_key_is_cut(tmp_path):
-    nets = members(tmp_path, "abcdefghij")
-    values = [seal(one, net, net.crypto) for net in nets for one in crowd(net, 11)[1]]
-    key = made(nets[0]).key(nets[0])
-    found = Reader(nets[0], BOOK).read(key, values, NOW)
-    assert len(found.pointers) == KEY_MAX and found.rejected == {"too-many": 110 - KEY_MAX}
-    assert {one.gateway for one in found.pointers} == {net.gateway for net in nets}
-
-
-def test_more_values_than_are_looked_at(nets):
-    key, data = place(made(nets[0]), nets[0])
-    values = [data] + [b"%d" % i for i in range(VALUES_MAX + 9)]
-    found = Reader(nets[0], BOOK).read(key, values, NOW)
-    assert len(found.pointers) == 1
-    assert found.rejected == {"too-many": 10, "not-cbor": VALUES_MAX - 1}
-
-
-def test_equal_values_count_once(nets):
-    key, data = place(made(nets[0]), nets[0])
-    found = Reader(nets[1], BOOK).read(key, [data] * 500, NOW)
-    assert len(found.pointers) == 1 and not found.rejected
-    # Sealed anew, the epoch the same: still one pointer, and nobody's fault.
-    found = Reader(nets[1], BOOK).read(key, [data, place(made(nets[0]), nets[0])[1]], NOW)
-    assert len(found.pointers) == 1 and not +found.rejected
-
-
-def test_replayed(nets):
-    a, b, _ = nets
-    old = made(a, epoch=100)
-    new = made(a, epoch=101, confidence=5)
-    key = old.key(a)
-    before, after = seal(old, a, a.crypto), seal(new, a, a.crypto)
-    reader = Reader(b, BOOK)
-    assert reader.read(key, [before], NOW).pointers == [old]
-    found = reader.read(key, [before, after], NOW)
-    assert found.pointers == [new] and found.rejected == {"replayed": 1}
-    # Alone it is refused too: the reader remembers.
-    assert reader.read(key, [before], NOW) == ([], frozenset(), {"replayed": 1})
-    gone = seal(new.withdrawal(102), a, a.crypto)
-    assert reader.read(key, [before, after, gone], NOW).pointers == []
-    assert reader.read(key, [after], NOW) == ([], frozenset(), {"replayed": 1})
-    # A reader that starts anew sees it until it expires: SPEC.md says so.
-    assert Reader(b, BOOK).read(key, [after], NOW).pointers == [new]
-    back = seal(new._replace(epoch=103), a, a.crypto)
-    assert reader.read(key, [gone, back], NOW).pointers[0].epoch == 103
-
-
-def test_withdrawal_and_pointer_of_one_epoch(nets):
-    a, b, _ = nets
-    one = made(a, epoch=7)
-    values = [seal(one, a, a.crypto), seal(one.withdrawal(7), a, a.crypto)]
-    for order in (values, values[::-1]):
-        assert Reader(b, BOOK).read(one.key(a), order, NOW).pointers == []
-
-
-def test_replays_are_kept_apart_by_key(nets):
-    """An outcome announced under two codebook versions or levels is at both."""
-    a, b, _ = nets
-    reader = Reader(b, BOOK)
-    high, low = made(a, level=2, epoch=9), made(a, level=1, epoch=8)
-    for one in (high, low):
-        assert reader.read(one.key(a), [seal(one, a, a.crypto)], NOW).pointers == [one]
-
-
-def test_split_markers(nets):
-    a, b, c = nets
-    reader = Reader(b, BOOK)
-    marker = made(a, kind=MARKER)
-    key = marker.key(a)
-    assert key == made(a).key(a)
-    values = [seal(made(a, kind=MARKER, epoch=i), a, a.crypto) for i in range(50)]
-    values.append(place(made(c, kind=MARKER), c)[1])
-    values.append(place(made(a), a)[1])
-    found = reader.read(key, values, NOW)
-    assert found.split and found.markers == {a.gateway, c.gateway}
-    assert len(found.pointers) == 1 and not +found.rejected
-    forged = independent_body(marker, c, {10: None, 11: None, 13: None, 7: None, 6: a.gateway})[1]
-    found = reader.read(key, [forged], NOW, verify=False)
-    assert not found.split and found.rejected == {"bad-signature": 1}
-    # A flood does not bury the marker.
-    _, flood = crowd(a, 300)
-    values = [seal(one, a, a.crypto) for one in flood]
-    assert reader.read(key, [*values, seal(marker, a, a.crypto)], NOW).split
-
-
-def test_withdrawals_do_not_crowd_out_pointers(nets):
-    a, b, _ = nets
-    key, many = crowd(a, 120)
-    values = [seal(one.withdrawal(NOW), a, a.crypto) for one in many[20:]]
-    values += [seal(one, a, a.crypto) for one in many[:20]]
-    found = Reader(b, BOOK).read(key, values, NOW)
-    assert len(found.pointers) == 20 and found.rejected == {"too-many": 100 - 64}
-
-
-def test_signatures_can_wait(nets):
-    a, b, c = nets
-    key, many = crowd(a, 10)
-    values = [seal(one, a, a.crypto) for one in many[:8]]
-    values.append(independent(many[9], c)[1])
-    reader = Reader(b, BOOK)
-    found = reader.read(key, values, NOW, verify=False)
-    assert len(found.claims) == 9 and not reader._verified
-    good = reader.confirm(found.claims)
-    assert sorted(good) == sorted(many[:8]) and reader.rejected == {"bad-signature": 1}
-    # With two values for one outcome, one could hide the other: then they are verified.
-    values.append(independent(many[0]._replace(epoch=NOW), c)[1])
-    found = Reader(b, BOOK).read(key, values, NOW, verify=False)
-    assert sorted(found.pointers) == sorted(many[:8])
-
-
-def test_room_for_the_publisher(tmp_path):
-    a, b, c, d = members(tmp_path, "abcd")
-    reader = Reader(a, BOOK, share=16)
-    one = made(a, level=LEVELS)
-    full, key = one.path, made(a).key(a)
-    own = [seal(o, a, a.crypto) for o in crowd(a, 15)[1]]
-    found = reader.read(key, own, NOW)
-    assert reader.room(found) == (15, False)
-    assert reader.room(found, crowd(a, 1)[1][0].id) == (14, False)
-    assert settle(full, {full[:1]: reader.room(found)}).place == full[:1]
-    own = [seal(o, a, a.crypto) for o in crowd(a, 16)[1]]
-    found = reader.read(key, own, NOW)
-    assert reader.room(found) == (CELL_MAX, False)
-    decided = settle(full, {full[:1]: reader.room(found)})
-    assert decided.read == full[:2] and decided.place is None
-    decided = settle(full, {full[:1]: reader.room(found), full[:2]: (0, False)})
-    assert (decided.place, decided.markers) == (full[:2], [full[:1]])
-
-
-def test_bad_sketches_in_a_batch(nets):
-    """int4 code -8 is no code; one such sketch does not spoil the others."""
-    net, other = nets[:2]
-    one = made(net)
-    bad = [independent_body(one._replace(id=bytes([i] * 16)), net, {11: b"\x88" * 32})[1]
-           for i in range(5)]  # fmt: skip
-    found = Reader(other, BOOK).read(one.key(net), [*bad, place(one, net)[1]], NOW)
-    assert found.pointers == [one] and found.rejected == {"misplaced": 5}
 
 
 def test_tokens(nets, open_nets):
