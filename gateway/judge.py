@@ -133,11 +133,13 @@ class Judges:
     # -- with mailbox.db ------------------------------------------------------------------
 
     def note(self, box: Judgements, now_ms: int) -> None:
-        """Write down what MQTT brought."""
-        while self._held:
-            agent, one = self._held[0]
-            box.judge(one.outcome, one.result, one.label, now_ms, agent)
-            del self._held[0]
+        """Write down what MQTT brought, all of it at once."""
+        if not self._held:
+            return
+        with box.batch():
+            for agent, one in self._held:
+                box.judge(one.outcome, one.result, one.label, now_ms, agent)
+        self._held = []
 
     def reload(self, box: Judgements) -> None:
         """mailbox.db has changed."""

@@ -47,6 +47,11 @@ def _wall_ms() -> int:
     return int(time.time() * 1000)
 
 
+def _now() -> tuple[int, int]:
+    """Milliseconds of UTC, and of a clock that does not go back."""
+    return _wall_ms(), int(time.monotonic() * 1000)
+
+
 class Bridge:
     """Runs one gateway until `stop` is called.
 
@@ -264,6 +269,8 @@ class Bridge:
         if self.rounds is not None:
             messages = [one for one in messages if not self.rounds.judged(*one)]
         try:
+            if self.rounds is not None and len(messages) < len(pending):
+                self.rounds.note_judgements(*_now())
             self._process(messages)
         except StoreError:
             raise
@@ -298,7 +305,7 @@ class Bridge:
         if self.rounds is None:
             return
         try:
-            now_ms, at_ms = _wall_ms(), int(time.monotonic() * 1000)
+            now_ms, at_ms = _now()
             boxes = self.rounds.turn(now_ms, at_ms)
             self.rounds.turn_judges(now_ms, at_ms)
         except StoreError:

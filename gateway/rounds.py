@@ -119,14 +119,23 @@ class Rounds:
             return []
         return self._seal(chosen, now_ms, at_ms)
 
+    def note_judgements(self, now_ms: int, at_ms: int) -> None:
+        """Write down what MQTT brought, before the broker hears that we have it."""
+        if at_ms < self._retry_at:
+            return
+        try:
+            self.judges.note(self.mailbox(), now_ms)
+        except StoreError as error:
+            self._failed(error, at_ms)
+
     def turn_judges(self, now_ms: int, at_ms: int) -> None:
         """Judgements on their way to gateway.db. StoreError only when that fails."""
+        self.note_judgements(now_ms, at_ms)  # what was kept in memory for a lock
         judges = self.judges
         if at_ms < self._retry_at:
             return
         try:
             box = self.mailbox()
-            judges.note(box, now_ms)
             version = box.foreign_changes(), box.changes()
             if version != self._judged_version:
                 judges.reload(box)

@@ -1,12 +1,16 @@
 """The loop between broker and custody: order, failures, poison."""
 
+import contextlib
+import json
 from types import SimpleNamespace
 
 import pytest
 from gateway_kit import Bench
 
 from edge_agent.errors import StoreError
+from gateway.mailbox import Mailbox
 from gateway.mqtt import Bridge
+from gateway.rounds import Rounds
 
 
 class Recorder:
@@ -71,6 +75,24 @@ def test_commit_then_custody_then_puback(stage):
     arrive(stage, device, device.outcome(1), device.outcome(2))
     stage.bridge._flush()
     assert stage.events == ["commit", ("ack", device.agent.hex()), ("puback", 1), ("puback", 2)]
+
+
+def test_a_judgement_is_on_disk_before_the_puback(stage, tmp_path):
+    device = stage.bench.device()
+    with contextlib.closing(Rounds(tmp_path / "mailbox.db", stage.bench.custody)) as rounds:
+        stage.bridge.rounds = rounds
+        waiting = []
+
+        def puback(mid, qos):
+            with contextlib.closing(Mailbox(tmp_path / "mailbox.db")) as other:
+                waiting.append([one.result for one in other.judgements()])
+
+        stage.bridge.client.ack = puback
+        for n, result in enumerate(("confirmed", "corrected"), 1):
+            said = json.dumps({"outcome": f"{n:032x}", "result": result, "label": 1}).encode()
+            stage.bridge._arrived(device.topic("judge").encode(), said, n)
+        stage.bridge._flush()
+        assert waiting == [["confirmed", "corrected"]] * 2
 
 
 def test_a_failed_commit_acknowledges_nothing(stage):
