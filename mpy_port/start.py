@@ -106,7 +106,8 @@ async def live(agent: Agent, life: "Any") -> None:
     if life is None:
         await agent.run()
         return
-    looking = asyncio.create_task(life.run(agent))
+    life.meet(agent)
+    looking = asyncio.create_task(life.run())
     await agent.run()
     looking.cancel()
     life.ended()

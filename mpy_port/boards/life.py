@@ -2,8 +2,9 @@
 
     board.life = Life(...)        mpy_port/start.py does the rest
 
-`run(agent)` looks after them every LOOK_MS; `ended()` is called when the agent has come to an end
-with all on flash, and sends a board that sleeps deep to sleep.
+`meet(agent)` comes before the agent runs, `run()` looks after them every LOOK_MS; `ended()` is
+called when the agent has come to an end with all on flash, and sends a board that sleeps deep to
+sleep.
 
 Fields of "board" in the configuration, besides "wifi" and "i2c":
 
@@ -102,38 +103,49 @@ class Life:
         self._air, self._link = air, link
         self._memory, self._rtc_ms = memory, rtc_ms
         self._kept = kept
+        self._turn_ms, self._chance = 1000 * config.duty_s, chance
         self._agent: Any = None
         self._fed_at = 0
-        self._connected = 0
-        now = clock.uptime_ms()
         limits = {"link": max(_LINK_MS, 2000 * config.duty_s)}
         if config.stall_s:
             limits["sense"] = 3000 * config.stall_s + 60000
-        self.watchdog = Watchdog(limits, now)
+        self._limits = limits
         self._dog: Any = None
         self.wake: Wake | None = None
         if power.mode == "deep":
             # Nothing is gained by waiting for more records in so short a life.
             config.sync = "every"
+            if air is not None:
+                air.may = False
+        self._begin()
+
+    def _begin(self) -> None:
+        """What counts from now on, by the clock as it stands."""
+        power, now = self._power, self._clock.uptime_ms()
+        self.watchdog = Watchdog(self._limits, now)
+        if power.mode == "deep":
             self.wake = Wake(
                 power.every_ms,
                 power.windows,
-                1000 * config.duty_s,
+                self._turn_ms,
                 power.cap_ms,
-                kept,
+                self._kept,
                 now,
-                chance,
+                self._chance,
             )
-            if air is not None:
-                air.may = False
 
-    async def run(self, agent: "Agent") -> None:
-        """Until the agent ends. The first look is at once."""
+    def meet(self, agent: "Agent") -> None:
+        """Before the agent runs: afterwards its deadlines count on the clock."""
         self._agent = agent
         if self._kept is not None and agent.journal.boot != self._kept.boot:
             self._kept = None  # another journal: a new boot, whose uptime begins now
             restart: Any = self._clock
             restart.restart()
+            self._begin()
+
+    async def run(self) -> None:
+        """Until the agent ends. The first look is at once."""
+        agent = self._agent
         if self._air is not None:
             self._air.on_event = agent.report
             if self._power.mode == "none":

@@ -278,6 +278,10 @@ class LifeTest(unittest.TestCase):
         agent, _ = self.live(board, config)
         self.assertEqual(agent.journal.boot, 2)
         self.assertTrue(board.clock.uptime_ms() < 20000)
+        # Of the other one's time nothing is left: it delivers at once, as a first wake does, and
+        # sleeps no longer than from wake to wake.
+        self.assertEqual(board.life.wake.reason, "served")
+        self.assertTrue(590000 < self.machine.deep[-1] <= 600000, self.machine.deep)
 
     def test_a_wake_without_a_network_ends_at_its_cap_and_loses_nothing(self):
         deep = {"mode": "deep", "every_s": 600, "windows": 1, "cap_s": 5}
