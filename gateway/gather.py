@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge_agent import cose
 from edge_agent.errors import EdgeError
 from edge_agent.frame import OutcomeRecord, outcome_id
 from gateway import learner
@@ -25,9 +24,8 @@ from gateway.answers import Hit, Question
 from gateway.heads import Evidence
 from gateway.lessons import Known, Lessons
 from gateway.query import Engine
-from gateway.records import read_payload
 from gateway.routes import Found
-from gateway.voucher import Facts, Voucher
+from gateway.voucher import Facts, Voucher, read_voucher
 from gateway.watch import UNSURE_BELOW
 
 if TYPE_CHECKING:
@@ -162,21 +160,21 @@ class Gatherer:
         """Outcomes of others become evidence; how many were new."""
         known = []
         for hit in hits:
-            one = self.known_of(hit.gateway, hit.voucher, hit.facts)
+            try:
+                one = self.known_of(read_voucher(hit.voucher))
+            except EdgeError:
+                self.counters["unreadable"] += 1
+                continue
             if one is not None and one.domain == domain:
                 known.append(one)
         count = self._lessons.add(known)
         self.counters["fetched"] += count
         return count
 
-    def known_of(self, gateway: bytes, raw: bytes, facts: Facts) -> Known | None:
+    def known_of(self, voucher: Voucher) -> Known | None:
         """None for what is to be left out."""
-        try:
-            record = read_payload(cose.parse(raw, 64).payload)
-            one = _known(gateway, record, facts)
-        except EdgeError:
-            self.counters["unreadable"] += 1
-            return None
+        record = voucher.record
+        one = _known(voucher.gateway, record, voucher.facts)
         ours = any(self._router.db.local(parent) for parent in record.outcome.parents)
         if ours and not one.confirmed:
             self.counters["own opinions"] += 1

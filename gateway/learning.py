@@ -5,7 +5,8 @@
 
 A turn, every `every_s`, for each domain and model that devices of this gateway use:
 
-1. what came since is collected; peers that are trusted no more are forgotten;
+1. what came since is collected; peers that are trusted no more are forgotten, and what there is
+   too much of;
 2. if the head in force does worse on judged outcomes than the devices' own models would have
    (both are on record for each of them), it is taken back: the head before it under a new
    version number, or a clear;
@@ -36,8 +37,10 @@ from gateway.gather import Gatherer, unsure_of
 from gateway.heads import Evidence, FloatHead, compiled, evaluate
 from gateway.learner import Lesson, Trust, dropped, learn, worse
 from gateway.lessons import Known, Lessons, Version
-from gateway.mailbox import CLEAR, HEAD_KEY, Mailbox
+from gateway.mailbox import CLEAR, HEAD_KEY, NEIGHBOUR, Mailbox
 from gateway.neighbours import SOFT, choose
+from gateway.routing_rows import Found
+from gateway.voucher import open_voucher
 
 if TYPE_CHECKING:
     from gateway.router import Router
@@ -63,7 +66,7 @@ class Learning:
         self.gatherer = Gatherer(router, self.lessons, self.settings.fetch_kb * 1024)
         self.folder = Path(router.config.folder)
         self._bases: dict[tuple[bytes, bytes], tuple[object, FloatHead | None]] = {}
-        self._stamps: dict[Group, tuple[int, int]] = {}
+        self._stamps: dict[Group, set[bytes]] = {}
         self._told: dict[Group, dict[str, Any]] = {}  # for the status, as of the last round
         self.trust: dict[bytes, dict[bytes, Trust]] = {}  # domain -> origin
         self.counters: Counter[str] = Counter()
@@ -86,7 +89,11 @@ class Learning:
             await asyncio.sleep(0)
         peers = {p.gateway for p in self._router.network.peers() if p.revoked_ms is None}
         self.lessons.forget(self.lessons.origins() - peers)
-        for group, agents in sorted(self.lessons.groups().items()):
+        groups = self.lessons.groups()
+        for domain_id in sorted({domain_id for domain_id, _ in groups}):
+            self.gatherer.judgements(domain_id)
+        self.lessons.prune()
+        for group, agents in sorted(groups.items()):
             domain = self._router.domains.get(group[0])
             mine = agents & takers
             if mine and domain is not None and len(domain.labels) <= ROWS_MAX:
@@ -99,39 +106,33 @@ class Learning:
         return {one.agent for one in self.box.boxes() if one.hello_ms > 0}
 
     async def _group(self, domain: Domain, group: Group, agents: set[bytes]) -> None:
-        self.gatherer.judgements(domain.id)
         self._take_found(agents, domain.id)
-        self._review(group)
-        if self._due(group):
+        rows, others = (self.lessons.known(domain.id, ours) for ours in (True, False))
+        self._review(group, rows)
+        if self._due(group, rows, others):
             now = time.time()
             in_force = self.lessons.in_force(*group)
-            rows = self.lessons.known(domain.id, True)
             local = book.local_evidence(rows, group[1], now, in_force)
             if self.gatherer.budget:
                 labels = len(domain.labels)
                 await self.gatherer.replenish(domain.id, labels, local, unsure_of(rows))
-            await self._lesson(domain, group, rows, local, in_force)
-            self._stamps[group] = self._stamp(group)
-            self.lessons.prune(domain.id)
+                others = self.lessons.known(domain.id, False)
+            await self._lesson(domain, group, rows, others, local, in_force)
+            self._stamps[group] = _stamp(rows, others)
         self._deliver(group, agents)
         if self.settings.neighbours:
-            await self._neighbours(domain, group, agents)
-        self._told[group] = self._group_status(domain, group)
+            await self._neighbours(domain, group, agents, rows, others)
+        self._told[group] = self._group_status(domain, group, rows, others)
 
     # -- when -----------------------------------------------------------------------------
 
-    def _stamp(self, group: Group) -> tuple[int, int]:
-        ours = self.lessons.known(group[0], True)
-        return sum(row.confirmed for row in ours), len(self.lessons.known(group[0], False))
-
-    def _due(self, group: Group) -> bool:
-        ours = [row for row in self.lessons.known(group[0], True) if row.model == group[1]]
-        if len(ours) < LOCAL_LEAST:
+    def _due(self, group: Group, rows: Sequence[Known], others: Sequence[Known]) -> bool:
+        if sum(row.model == group[1] for row in rows) < LOCAL_LEAST:
             return False
         before = self._stamps.get(group)
         if before is None:
             return True
-        new = sum(abs(a - b) for a, b in zip(self._stamp(group), before, strict=True))
+        new = len(_stamp(rows, others) ^ before)
         # Others may know something new although nothing happened here.
         return new >= NEW_LEAST or self.gatherer.may_ask(group[0])
 
@@ -142,10 +143,10 @@ class Learning:
         domain: Domain,
         group: Group,
         rows: Sequence[Known],
+        others: Sequence[Known],
         local: Evidence,
         in_force: Version | None,
     ) -> None:
-        others = self.lessons.known(domain.id, False)
         fetched, names = book.fetched_evidence(others, time.time(), in_force)
         head = compiled(in_force.rows) if in_force else None
         base = self._base(domain, group[1])
@@ -224,12 +225,11 @@ class Learning:
 
     # -- what is taken back -----------------------------------------------------------------
 
-    def _review(self, group: Group) -> None:
+    def _review(self, group: Group, rows: Sequence[Known]) -> None:
         """Take the head in force back when judged outcomes speak against it."""
         now = self.lessons.in_force(*group)
         if now is None:
             return
-        rows = self.lessons.known(group[0], True)
         made, right, only_own, only_head = book.live(rows, group[1], now.version)
         promised = float(now.report.get("right", 0.0))
         bad = worse(only_own, only_head)
@@ -271,14 +271,19 @@ class Learning:
                 put = self.box.put_head(agent, current.version, current.rows, expires)
                 self.counters["heads queued" if not put.reason else f"mail {put.reason}"] += 1
 
-    async def _neighbours(self, domain: Domain, group: Group, agents: set[bytes]) -> None:
+    async def _neighbours(
+        self,
+        domain: Domain,
+        group: Group,
+        agents: set[bytes],
+        rows: Sequence[Known],
+        others: Sequence[Known],
+    ) -> None:
         loudest = SOFT if self.lessons.in_force(*group) else 255
-        rows = [row for row in self.lessons.known(domain.id, True) if row.model == group[1]]
+        rows = [row for row in rows if row.model == group[1]]
         trust = self.trust.get(domain.id, {})
         others = [
-            row
-            for row in self.lessons.known(domain.id, False)
-            if (one := trust.get(row.gateway)) is None or not one.quarantined
+            row for row in others if (one := trust.get(row.gateway)) is None or not one.quarantined
         ]
         expires = int(time.time() * 1000) + NEIGHBOUR_EXPIRES_MS
         alone = {row.outcome for row in others if not row.depth}
@@ -292,7 +297,7 @@ class Learning:
                 if await self._router.lineage.own_descendant(agent, outcome, parents):
                     self.counters["own descendants"] += 1
                     continue
-                put = self.box.put(agent, 2, body, 2, expires, outcome)
+                put = self.box.put(agent, NEIGHBOUR, body, 2, expires, outcome)
                 self.counters["neighbours queued" if not put.reason else f"mail {put.reason}"] += 1
 
     def _take_found(self, agents: set[bytes], domain: bytes) -> None:
@@ -306,9 +311,7 @@ class Learning:
         if taken:
             self._router.db.take_found(taken, int(time.time() * 1000))
 
-    def _take_one(self, row: Any) -> None:
-        from gateway.voucher import open_voucher
-
+    def _take_one(self, row: Found) -> None:
         peer = self._router.network.peer(row.gateway)
         if peer is None or peer.revoked_ms is not None:
             return
@@ -318,7 +321,7 @@ class Learning:
             self.counters["found but not believed"] += 1
             return
         self._router.lineage.note(voucher)
-        known = self.gatherer.known_of(row.gateway, row.voucher, voucher.facts)
+        known = self.gatherer.known_of(voucher)
         if known is not None:
             self.lessons.add([known])
 
@@ -347,9 +350,10 @@ class Learning:
             name: {"queued": head.queued, "in force": head.in_force} for name, head in heads.items()
         }
 
-    def _group_status(self, domain: Domain, group: Group) -> dict[str, Any]:
+    def _group_status(
+        self, domain: Domain, group: Group, rows: Sequence[Known], others: Sequence[Known]
+    ) -> dict[str, Any]:
         names = {peer.gateway: peer.name for peer in self._router.network.peers()}
-        rows = self.lessons.known(group[0], True)
         heads = []
         for one in self.lessons.versions(*group)[:8]:
             made, right, only_own, only_head = book.live(rows, group[1], one.version)
@@ -370,7 +374,7 @@ class Learning:
             "model": group[1].hex(),
             "local": sum(row.model == group[1] for row in rows),
             "judged": sum(row.model == group[1] and row.confirmed for row in rows),
-            "fetched": len(self.lessons.known(group[0], False)),
+            "fetched": len(others),
             "heads": heads,
             "origins": {
                 names.get(gateway, gateway.hex()): {
@@ -384,3 +388,8 @@ class Learning:
                 for gateway, one in self.trust.get(group[0], {}).items()
             },
         }
+
+
+def _stamp(rows: Sequence[Known], others: Sequence[Known]) -> set[bytes]:
+    """What a lesson of these had to learn from: judged outcomes, and those of others."""
+    return {row.outcome for row in rows if row.confirmed} | {row.outcome for row in others}

@@ -1,9 +1,9 @@
 """What a gateway has to learn from, and what it has learnt: two tables of routing.db.
 
 `evidence` holds one row for each outcome, local or fetched, that lessons may use; it is bounded per
-label, judged outcomes stay longest. `heads` holds every version that was tried. Losing both loses
-little: local evidence is read again from gateway.db, fetched evidence is fetched again, and version
-numbers go on from what devices say they have.
+label, judged outcomes stay longest. `heads` holds the newest versions that were tried. Losing both
+loses little: local evidence is read again from gateway.db, fetched evidence is fetched again, and
+version numbers go on from what devices say they have.
 
 A head belongs to a domain and a model: devices that run the same model share it.
 """
@@ -20,6 +20,7 @@ from gateway.routing_db import RoutingDb
 # Newest of each label that are kept, local and of all others together.
 CONFIRMED_KEPT = 400
 GUESSES_KEPT = 200
+HEADS_KEPT = 16  # newest versions of a group: so far back a bad one can be taken
 
 IN_FORCE, REPLACED, TAKEN_BACK, REFUSED = "in force", "replaced", "taken back", "refused"
 
@@ -90,17 +91,15 @@ class Lessons:
         )
         return changed.rowcount > 0
 
-    def prune(self, domain: bytes) -> None:
+    def prune(self) -> None:
         """Within bounds again; the newest of each label stay."""
-        for ours in (True, False):
-            for confirmed, most in ((1, CONFIRMED_KEPT), (0, GUESSES_KEPT)):
-                self._db.run(
-                    "DELETE FROM evidence WHERE id IN (SELECT id FROM (SELECT id, row_number()"
-                    " OVER (PARTITION BY label ORDER BY utc_s DESC, id DESC) AS place FROM"
-                    " evidence WHERE domain = ? AND (gateway = ?) = ? AND confirmed = ?)"
-                    " WHERE place > ?)",
-                    (domain, self._gateway, ours, confirmed, most),
-                )
+        for confirmed, most in ((1, CONFIRMED_KEPT), (0, GUESSES_KEPT)):
+            self._db.run(
+                "DELETE FROM evidence WHERE id IN (SELECT id FROM (SELECT id, row_number()"
+                " OVER (PARTITION BY domain, gateway = ?, label ORDER BY utc_s DESC, id DESC)"
+                " AS place FROM evidence WHERE confirmed = ?) WHERE place > ?)",
+                (self._gateway, confirmed, most),
+            )
 
     def forget(self, gateways: Iterable[bytes]) -> int:
         """Of peers that are trusted no more."""
@@ -141,7 +140,8 @@ class Lessons:
     # -- heads ----------------------------------------------------------------------------
 
     def keep(self, one: Version) -> None:
-        """A version, accepted or not; of refused ones only the newest is kept."""
+        """A version, accepted or not; of refused ones only the newest is kept, and none that
+        is older than HEADS_KEPT others."""
         with self._db.batch():
             if one.state == IN_FORCE:
                 self._db.run(
@@ -159,6 +159,12 @@ class Lessons:
                     cbor.encode(list(one.rows)), _packed(one.held), json.dumps(one.report),
                 ),
             )  # fmt: skip
+            group = one.domain, one.model
+            self._db.run(
+                "DELETE FROM heads WHERE domain = ? AND model = ? AND version NOT IN (SELECT"
+                " version FROM heads WHERE domain = ? AND model = ? ORDER BY version DESC LIMIT ?)",
+                (*group, *group, HEADS_KEPT),
+            )
 
     def set_state(self, one: Version, state: str) -> None:
         self._db.run(

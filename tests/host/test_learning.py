@@ -1,6 +1,7 @@
 """Gateways that learn from each other: real routers, a real route, devices' real mail machines."""
 
 import asyncio
+from collections import Counter
 
 import pytest
 from gateway_kit import gateway
@@ -9,6 +10,7 @@ from routing_kit import World, dht, shared_folder
 from test_router import until
 
 from edge_agent.head import decode_row, encode_row
+from gateway import lessons
 from gateway.gather import LESSON_BYTES
 
 NEW = 6  # the label that some have never met
@@ -176,7 +178,7 @@ def test_a_head_that_turns_out_bad_is_taken_back(tmp_path):
             south.live(turned(10))
             learning.settings = learning.settings._replace(neighbours=0)
             await settled(south.site)
-            learning._due = lambda group: False  # no new lesson: this is about the old one
+            learning._due = lambda *_: False  # no new lesson: this is about the old one
             await learn(south)
             states = [(v.version, v.state) for v in learning.lessons.versions(*_group(learning))]
             assert states == [(3, "in force"), (2, "taken back"), (1, "replaced")]
@@ -194,6 +196,26 @@ def test_a_head_that_turns_out_bad_is_taken_back(tmp_path):
 
 def _group(learning):
     return next(iter(learning.lessons.groups()))
+
+
+def test_evidence_stays_within_bounds_without_lessons(tmp_path, monkeypatch):
+    """A gateway with a long past, where nobody judges anything and nothing may be fetched."""
+    monkeypatch.setattr(lessons, "CONFIRMED_KEPT", 3)
+
+    async def story():
+        w = world(tmp_path, ("north",), fetch_kb=0)
+        north = Person(w.sites[0], 4)
+        north.live(windows(4, 0))
+        async with w:
+            await settled(north.site)
+            learning = north.site.router.learning
+            learning._due = lambda *_: False
+            north.hello()
+            await learning.round()
+            kept = Counter(row.label for row in learning.lessons.known(north.site.domain.id, True))
+            assert len(kept) == LABELS and set(kept.values()) == {3}
+
+    asyncio.run(story())
 
 
 def test_nothing_is_read_or_fetched_while_no_device_takes_mail(tmp_path):
