@@ -22,7 +22,8 @@ whatever it says:
 The question is a box with the highest number there is: a device that takes mail has a gap
 there and answers a gap with a hello. A device that was never heard of is asked when there is
 mail for it, one in doubt at once: it may have lost what it had. After ADOPT nothing that an
-older hello says counts (`born`): its counter is lower.
+older hello says counts (`born`): its counter is lower. A database that is a new one has heard
+of nobody.
 
 **When.** Nothing before a hello was heard, so that a sleeping device costs nothing and the
 broker's queue does not fill with boxes that are stale when it wakes. At most WINDOW numbers
@@ -133,7 +134,7 @@ class Postman:
         door.seen = max(door.seen, counter)
         door.moved_ms = now_ms
         if verdict in (ASK, DOUBT):
-            if not door.doubt:
+            if not door.doubt or not door.asked:
                 door.doubt = True
                 door.lost = verdict == DOUBT
                 door.tries = 0
@@ -153,6 +154,14 @@ class Postman:
         """Our connection to the broker is a new one: what was under way may be lost."""
         for door in self._doors.values():
             door.sent.clear()
+            door.moved_ms -= AGAIN_MS
+
+    def forgotten(self) -> None:
+        """The database is a new one: who is here is asked before anything is sent there."""
+        for door in self._doors.values():
+            door.sent.clear()
+            door.asked = door.tries = 0
+            door.doubt, door.lost = True, False
             door.moved_ms -= AGAIN_MS
 
     def here(self, agent: bytes) -> bool:

@@ -112,6 +112,7 @@ class Rounds:
             return []
         try:
             box = self.mailbox()
+            self._look(box)
             self._take_hellos(box, now_ms, at_ms)
             chosen = self._choose(box, now_ms, at_ms)
         except StoreError as error:
@@ -166,6 +167,19 @@ class Rounds:
             log.error("%s was damaged and is set aside; senders fill it again", self.path)
         self._set_aside = moved
 
+    def _look(self, box: Mailbox) -> None:
+        """Whether senders have been there, or the file is another one."""
+        version = box.foreign_changes()
+        if version == self._version:
+            return
+        if self._version and version[:2] != self._version[:2]:
+            self.postman.forgotten()
+            self._encrypts |= self._known_encrypts
+            self._known_encrypts = set()
+        self._busy = {*box.with_mail(), *filter(self.postman.lost, self._busy)}
+        self._version = version
+        self._note_set_aside()
+
     def _take_hellos(self, box: Mailbox, now_ms: int, at_ms: int) -> None:
         if not self._hellos and not self._encrypts:
             return
@@ -188,11 +202,6 @@ class Rounds:
             self._busy.add(agent)
 
     def _choose(self, box: Mailbox, now_ms: int, at_ms: int) -> "list[_Chosen]":
-        version = box.foreign_changes()
-        if version != self._version:
-            self._busy = set(box.with_mail())
-            self._version = version
-            self._note_set_aside()
         at_home = [agent for agent in self._busy if self.postman.here(agent)]
         chosen: list[_Chosen] = []
         if not at_home:

@@ -209,6 +209,41 @@ def test_a_damaged_mailbox_is_set_aside_and_filled_again(office):
     assert (box.number, box.body) == (5, b"again")
 
 
+@pytest.mark.parametrize("hello_first", [False, True])
+def test_a_mailbox_that_is_another_file_is_asked_about_first(office, hello_first):
+    """Set aside under a running gateway: numbers begin anew, and so would what is taken."""
+    device = office.bench.device()
+    office.bench.send(device, device.outcome(1, encrypt=True))
+    plan = office.bench.custody.judge(
+        [(device.topic(), device.outcome(2, encrypt=True))], office.bench.now
+    )
+    office.bench.custody.commit(plan)
+    office.rounds.heard(plan)
+    office.met(device, taken=2)
+    assert office.hello(device, taken=3) == []
+    for suffix in ("-wal", "-shm", ""):
+        office.path.with_name("mailbox.db" + suffix).unlink(missing_ok=True)
+    for i in range(3):
+        office.sender.put(device.agent, NEIGHBOUR, b"%d" % i, 1, 0)
+    # Numbers from 1 on would go by: the device takes 4 and those behind it.
+    (asked,) = office.hello(device, taken=3) if hello_first else office.turn(device)
+    assert asked.number == PROBE_NUMBER
+    assert numbers(office.hello(device, taken=3)) == [4, 5, 6]
+    assert office.rounds.mailbox().encrypts(device.agent)  # it said so before
+
+
+def test_a_device_in_doubt_is_asked_whatever_else_happens(office):
+    device, other = office.bench.device(), office.bench.device()
+    office.met(device)
+    assert office.hello(device, taken=1) == []
+    office.sender.put(other.agent, NEIGHBOUR, b"x", 1, 0)  # the file changes meanwhile
+    (asked,) = office.hello(device, taken=0)
+    assert asked.number == PROBE_NUMBER
+    office.sender.put(other.agent, NEIGHBOUR, b"y", 1, 0)
+    (asked,) = office.turn(device, 2 * AGAIN_MS)
+    assert asked.number == PROBE_NUMBER
+
+
 def test_no_place_for_the_mailbox_is_counted_and_custody_goes_on(tmp_path):
     bench = Bench(tmp_path)
     rounds = Rounds(tmp_path / "nowhere" / "mailbox.db", bench.custody)
