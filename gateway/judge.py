@@ -143,7 +143,9 @@ class Judges:
 
     def reload(self, box: Judgements) -> None:
         """mailbox.db has changed."""
+        before = {one.outcome for one in self._waiting.values()}
         self._waiting = {one.id: one for one in box.judgements()}
+        self._search.forget(before.difference(one.outcome for one in self._waiting.values()))
         self._search.want(one.outcome for one in self._waiting.values() if one.domain is None)
 
     def gone(self, box: Judgements, done: "list[int]") -> None:

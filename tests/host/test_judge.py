@@ -122,6 +122,15 @@ def test_an_old_outcome_is_found_a_little_at_a_time(desk, monkeypatch):
     assert len(desk.waiting()) == 1
 
 
+def test_what_waits_no_more_is_looked_for_no_more(desk, monkeypatch):
+    monkeypatch.setattr("gateway.mail_judge.WAITING_MAX", 3)
+    device = desk.bench.device()
+    ids = [os.urandom(16) for _ in range(9)]
+    for id_ in ids:
+        desk.say(device, id_)
+    assert desk.waiting() == ids[-3:] and len(desk.rounds.judges._search) == 3
+
+
 def test_what_is_refused(desk):
     device, other = desk.bench.device(), desk.bench.device()
     (one,) = desk.send(device, device.outcome(1))
