@@ -13,7 +13,7 @@ cannot be traced within DEPTH levels.
 
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -121,13 +121,11 @@ class Lineage:
             elif now - self._unknown.get(id_, -ASKED_AGAIN_S) >= ASKED_AGAIN_S:
                 missing.append(id_)
         end = now + deadline_s
-        asked = []
         for gateway in dict.fromkeys([*first, *self._sources.others()]):
             missing = [id_ for id_ in missing if id_ not in found][:FETCH_MAX]
             left = end - self._now_s()
             if not missing or left <= 0:
                 break
-            asked.append(gateway)
             found |= await self._ask(gateway, missing, left)
         for id_ in missing:
             if id_ not in found:
@@ -216,6 +214,3 @@ class Lineage:
         if level:
             self.counters["too deep"] += 1
         return bool(level)
-
-
-Descendant = Callable[[bytes, bytes, "Sequence[bytes] | None"], Awaitable[bool]]
