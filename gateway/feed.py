@@ -32,7 +32,7 @@ log = logging.getLogger("gateway.feed")
 POSITION = "position"
 JUDGED = "judged"
 ROWS = 100  # at a time: the loop has other things to do, too
-SWEEP_ROWS = 100  # at a time: the loop has other things to do, too0
+SWEEP_ROWS = 100
 
 
 class Feed:
