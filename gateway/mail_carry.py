@@ -133,11 +133,11 @@ class Carried(Judgements):
         with self.batch():
             self._expire(agent, now_ms)
             standing = self.standing(agent)
-            rows = self.run(
+            rows = self.rows(
                 f"SELECT id, type, body FROM items WHERE agent = ? AND {WAITS}"  # noqa: S608
                 " ORDER BY priority, id LIMIT ?",
                 (agent, min(room, PROBE_NUMBER - 2 - standing.top)),
-            ).fetchall()
+            )
             found = []
             top = standing.top
             for id_, type_, body in rows:
