@@ -16,8 +16,8 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from edge_agent.errors import ConfigError, EdgeError, StoreError
-from gateway.explain import explained, outcome_of
-from gateway.judge import numbers, read_judgement
+from gateway.explain import explained
+from gateway.judge import numbers, outcome_of, read_judgement
 from gateway.lineage import Known
 from gateway.peers import PeerError
 from gateway.serve import read_body
@@ -56,9 +56,8 @@ class RouterSources:
 
 async def explain_json(router: "Router", fields: Any) -> dict[str, Any]:
     """ConfigError when it is not known anywhere."""
-    if not isinstance(fields, dict) or not isinstance(fields.get("outcome"), str):
-        raise ConfigError("missing", "outcome", "Give its 32 hex digits")
-    root = await router.lineage.tree(outcome_of(fields["outcome"]))
+    outcome = outcome_of(fields.get("outcome") if isinstance(fields, dict) else None)
+    root = await router.lineage.tree(outcome)
     origins = {peer.gateway: peer.name for peer in router.network.peers()}
     origins[router.network.gateway] = "here"
     router.registry.refresh()

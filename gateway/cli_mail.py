@@ -7,7 +7,8 @@ from typing import Any
 
 from edge_agent.errors import ConfigError
 from gateway.cli_routing import call
-from gateway.explain import do_explain, outcome_of
+from gateway.explain import do_explain
+from gateway.judge import outcome_of
 from gateway.keys import Device
 from gateway.mailbox import Mailbox
 from gateway.opening import opened

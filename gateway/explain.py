@@ -21,6 +21,7 @@ from edge_agent.domain import Domain
 from edge_agent.errors import ConfigError, StoreError
 from gateway.cli_routing import TOKEN, call
 from gateway.config import Domains, GatewayConfig
+from gateway.judge import outcome_of
 from gateway.keys import Registry
 from gateway.lineage import Known, Lineage, Node
 from gateway.opening import opened
@@ -213,17 +214,6 @@ def ask(folder: Path, outcome: bytes) -> dict[str, Any]:
         found = explained(root, Domains(config.domains), {config.gateway: "here"}, devices)
     if found["missing"]:
         found["note"] = "the routing process is not running: nobody else was asked"
-    return found
-
-
-def outcome_of(text: str) -> bytes:
-    """An outcome id from 32 hex digits. ConfigError."""
-    try:
-        found = bytes.fromhex(text)
-    except ValueError:
-        found = b""
-    if len(found) != 16:
-        raise ConfigError(f"{text!r} is no outcome id", "outcome", "Give its 32 hex digits")
     return found
 
 

@@ -47,6 +47,17 @@ class Judgement(NamedTuple):
     label: int | str | None
 
 
+def outcome_of(text: Any) -> bytes:
+    """An outcome id from 32 hex digits. ConfigError."""
+    try:
+        found = bytes.fromhex(text) if isinstance(text, str) else b""
+    except ValueError:
+        found = b""
+    if len(found) != 16:
+        raise ConfigError(f"{text!r:.64} is no outcome id", "outcome", "Give its 32 hex digits")
+    return found
+
+
 def read_judgement(said: Any) -> Judgement:
     """From JSON text or what was made of it. ConfigError names the field."""
     if isinstance(said, bytes):
@@ -59,13 +70,7 @@ def read_judgement(said: Any) -> Judgement:
     for name in said:
         if name not in ("outcome", "result", "label"):
             raise ConfigError("unknown field", str(name)[:64], "Known: outcome, result, label")
-    text = said.get("outcome")
-    try:
-        outcome = bytes.fromhex(text) if isinstance(text, str) else b""
-    except ValueError:
-        outcome = b""
-    if len(outcome) != 16:
-        raise ConfigError(f"{text!r:.64} is no outcome id", "outcome", "Give its 32 hex digits")
+    outcome = outcome_of(said.get("outcome"))
     result = _named(said.get("result"), "result")
     if result is None:
         raise ConfigError("missing", "result", "Say how it turned out, by name or number")
