@@ -15,6 +15,7 @@ from edge_agent import frame as wire
 from edge_agent.domain import Domain, make_domain
 from edge_agent.outcome import Outcome
 from gateway import network
+from gateway.api import answer_json, question_of
 from gateway.custody import Custody
 from gateway.projection import fingerprint
 from gateway.router import Router
@@ -187,3 +188,54 @@ def free_udp_port():
 
 
 ROUTES = {"folder": shared_folder, "http": http_directory, "dht": dht}
+
+
+# -- what tests ask of it --------------------------------------------------------------
+
+
+async def until(condition, seconds=15.0, what="condition"):
+    started = time.monotonic()
+    while True:
+        met = condition()
+        if await met if asyncio.iscoroutine(met) else met:
+            break
+        assert time.monotonic() - started < seconds, f"{what}: not within {seconds} s"
+        # Not quicker: origins limit the rate of their peers.
+        await asyncio.sleep(0.02 if not asyncio.iscoroutine(met) else 0.2)
+    return time.monotonic() - started
+
+
+def two(tmp_path, **routing):
+    """Two sites on a shared folder."""
+    base = ROUTES["folder"](tmp_path)
+    return World(tmp_path, lambda name, i: {**base(name, i), **routing}, ("north", "south"))
+
+
+async def settled(*sites):
+    for site in sites:
+        for space in site.router.announcers:
+            await until(lambda d=space, s=site: s.router.settled(d), 15, f"{site.name} settled")
+
+
+async def query(router, **fields):
+    question = question_of(router, fields)
+    return answer_json(router, question, await router.ask(question))
+
+
+async def outcomes(site, vector, label, **fields):
+    answer = await query(site.router, like=vector.hex(), label=LABELS[label], **fields)
+    return {hit["outcome"] for hit in hits(answer)}, answer
+
+
+def hits(answer):
+    return [hit for part in answer["labels"] for hit in part["hits"]]
+
+
+def near_ints(vector):
+    return [b - 256 if b > 127 else b for b in near(vector)]
+
+
+def pointer_files(tmp_path):
+    """Whole files of pointers in the shared folder."""
+    found = [path for path in (tmp_path / "share").rglob("*") if path.is_file()]
+    return [path for path in found if len(path.name) == 32]

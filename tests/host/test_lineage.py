@@ -10,8 +10,7 @@ import time
 import httpx
 import pytest
 from gateway_kit import gateway, opened
-from routing_kit import DOMAIN, LABELS, World, near, shared_folder, vectors
-from test_router import outcomes, until
+from routing_kit import DOMAIN, LABELS, World, near, outcomes, shared_folder, until, vectors
 
 from gateway.custody import Custody
 from gateway.lineage import DEPTH, Known, Lineage

@@ -7,8 +7,18 @@ import time
 
 import pytest
 from network_kit import member
-from routing_kit import DOMAIN, LABELS, ROUTES, World, near, vectors
-from test_router import hits, query, settled, until
+from routing_kit import (
+    DOMAIN,
+    LABELS,
+    ROUTES,
+    World,
+    hits,
+    near,
+    query,
+    settled,
+    until,
+    vectors,
+)
 
 from gateway.cells import assign
 from gateway.pointer import MARKER, POINTER_MAX, Pointer, number_of, seal

@@ -1,50 +1,33 @@
 """Three gateways, real outcomes in their databases, and what they find at each other."""
 
 import asyncio
-import contextlib
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
-import httpx
-import numpy as np
 import pytest
 from codebook_kit import codebook_file
-from gateway_kit import gateway, opened, running, wait_until
-from routing_kit import CRYPTO, DOMAIN, LABELS, ROUTES, World, near, vectors
+from gateway_kit import opened
+from routing_kit import (
+    CRYPTO,
+    DOMAIN,
+    LABELS,
+    ROUTES,
+    World,
+    hits,
+    near,
+    near_ints,
+    outcomes,
+    pointer_files,
+    query,
+    settled,
+    two,
+    until,
+    vectors,
+)
 
 from edge_agent.errors import ConfigError
 from gateway import router as routing_process
-from gateway import supervise
-from gateway.api import answer_json, question_of, similar_json
-from gateway.cli_routing import child_router
+from gateway.api import similar_json
 from gateway.sketch import INT8, SIGN
 from gateway.voucher import open_voucher
-
-
-async def until(condition, seconds=15.0, what="condition"):
-    started = time.monotonic()
-    while True:
-        met = condition()
-        if await met if asyncio.iscoroutine(met) else met:
-            break
-        assert time.monotonic() - started < seconds, f"{what}: not within {seconds} s"
-        # Not quicker: origins limit the rate of their peers.
-        await asyncio.sleep(0.02 if not asyncio.iscoroutine(met) else 0.2)
-    return time.monotonic() - started
-
-
-async def query(router, **fields):
-    question = question_of(router, fields)
-    return answer_json(router, question, await router.ask(question))
-
-
-def hits(answer):
-    return [hit for part in answer["labels"] for hit in part["hits"]]
 
 
 @pytest.mark.parametrize("kind", ROUTES)
@@ -135,27 +118,6 @@ async def without_a_dead_origin(north, west):
     assert answer["ms"] < 1800
 
 
-def near_ints(vector):
-    return [b - 256 if b > 127 else b for b in near(vector)]
-
-
-def two(tmp_path, **routing):
-    """Two sites on a shared folder."""
-    base = ROUTES["folder"](tmp_path)
-    return World(tmp_path, lambda name, i: {**base(name, i), **routing}, ("north", "south"))
-
-
-async def settled(*sites):
-    for site in sites:
-        for domain in site.router.announcers:
-            await until(lambda d=domain, s=site: s.router.settled(d), 15, f"{site.name} settled")
-
-
-async def outcomes(site, vector, label, **fields):
-    answer = await query(site.router, like=vector.hex(), label=LABELS[label], **fields)
-    return {hit["outcome"] for hit in hits(answer)}, answer
-
-
 def test_judged_elsewhere_moved_and_confirmed(tmp_path):
     """A wrong label is corrected: the pointer moves, and the old place has a tombstone."""
     (case,) = vectors(1, 31)
@@ -181,142 +143,6 @@ def test_judged_elsewhere_moved_and_confirmed(tmp_path):
             await south.start()
             await until(lambda: there(2), what="found again")
             assert not await there(1)
-
-    asyncio.run(story())
-
-
-def test_rules_of_the_owner_hold(tmp_path):
-    case, other = vectors(2, 32)
-
-    async def story():
-        world = two(tmp_path)
-        north, south = world.sites
-        ids = south.commit("d1", [(case, 1, 200), (other, 2, 200)])
-        south.commit("d2", [(near(other, 3, 12), 2, 200)])
-        peer = south.network.find("north")
-        async with world:
-
-            async def fetched():
-                found, answer = await outcomes(north, case, 1)
-                return found, answer["origins"].get("south")
-
-            async def there():
-                return (await fetched())[0] == {ids[0].hex()}
-
-            await until(there, what="announced")
-            south.network.set_rules(peer, {"domains": ["00" * 8]})
-            await until(lambda: gone(fetched), what="refused")
-            south.network.set_rules(peer, {"ops": ["ping"]})
-
-            async def refused():
-                return (await fetched())[1] == "refused: not-allowed"
-
-            await until(refused, what="operation refused")
-            assert any(r["verdict"] == "not-allowed" for r in south.router.db.audited())
-            # Label 1 comes from one device only, label 2 from two.
-            south.network.set_rules(peer, {"group": 2})
-
-            async def only_in_company():
-                lonely = (await outcomes(north, case, 1))[0]
-                return not lonely and ids[1].hex() in (await outcomes(north, other, 2))[0]
-
-            await until(only_in_company, what="group")
-            south.network.set_rules(peer, {"noise": 9})
-
-            async def noisy():
-                hit = hits((await outcomes(north, other, 2))[1])
-                return hit and hit[0]["noise"] == 9 and hit
-
-            await until(noisy, what="noise")
-            first = [hit["voucher"] for hit in await noisy()]
-            vector = open_voucher(
-                CRYPTO, south.gateway, south.network.public, bytes.fromhex(first[0])
-            ).record.outcome.vector
-            assert vector != other and cosine(vector, other) > 0.8
-            # The same noise again: it cannot be averaged away.
-            again = open_voucher(
-                CRYPTO, south.gateway, south.network.public,
-                bytes.fromhex((await noisy())[0]["voucher"]),
-            )  # fmt: skip
-            assert again.record.outcome.vector == vector
-            south.network.revoke(peer, 1)
-            await until(refused_as_revoked(north, case), what="revoked")
-            assert south.router.desk.refused["revoked"] >= 1
-
-    asyncio.run(story())
-
-
-async def gone(fetched):
-    found, verdict = await fetched()
-    return not found and verdict == "answered"
-
-
-def refused_as_revoked(north, case):
-    async def check():
-        _, answer = await outcomes(north, case, 1)
-        return answer["origins"].get("south") == "refused: revoked"
-
-    return check
-
-
-def cosine(a, b):
-    x, y = (np.frombuffer(v, np.int8).astype(float) for v in (a, b))
-    return x @ y / np.sqrt((x @ x) * (y @ y))
-
-
-def test_a_revoked_gateways_pointers_are_not_followed(tmp_path):
-    (case,) = vectors(1, 33)
-
-    async def story():
-        world = two(tmp_path)
-        north, south = world.sites
-        south.commit("d1", [(case, 1, 200)])
-        async with world:
-
-            async def there():
-                return bool((await outcomes(north, case, 1))[0])
-
-            await until(there, what="announced")
-            north.network.revoke(north.network.find("south"), 1)
-
-            async def ignored():
-                found, answer = await outcomes(north, case, 1)
-                return not found and answer["rejected"].get("revoked")
-
-            await until(ignored, what="revoked")
-            assert "1 values were not believed" in (await outcomes(north, case, 1))[1]["missed"]
-
-    asyncio.run(story())
-
-
-def test_origins_add_what_they_did_not_announce(tmp_path):
-    """A pointer stands for many that are nearly the same; whoever asks gets them as well."""
-    (case,) = vectors(1, 38)
-
-    async def story():
-        world = two(tmp_path)
-        north, south = world.sites
-        north.configure(ask_near=True)
-        south.commit("d1", [(near(case, i, 3), 1, 200) for i in range(30)])
-        async with world:
-            await settled(south)
-            assert south.standing() < 5
-            found, answer = await outcomes(north, case, 1, k=10)
-            assert len(found) == 10 and answer["fetched"] >= 10
-            scores = [hit["score"] for hit in hits(answer)]
-            assert scores == sorted(scores, reverse=True) and scores[-1] > 0.95
-            # The origin's owner may not want that.
-            south.network.set_rules(south.network.find("north"), {"ops": ["fetch"]})
-
-            async def announced_only():
-                return len((await outcomes(north, case, 1, k=10))[0]) == south.standing()
-
-            await until(announced_only, what="pointers only")
-        # Nor may the asker's: then the vector is not shown.
-        north.configure(ask_near=False)
-        south.network.set_rules(south.network.find("north"), {})
-        async with world:
-            await until(announced_only, what="pointers only")
 
     asyncio.run(story())
 
@@ -377,152 +203,6 @@ def test_a_new_network_key_is_taken_up_while_running(tmp_path):
             await until(there, what="found under the new key")
 
     asyncio.run(story())
-
-
-def pointer_files(tmp_path):
-    """Whole files of pointers in the shared folder."""
-    found = [path for path in (tmp_path / "share").rglob("*") if path.is_file()]
-    return [path for path in found if len(path.name) == 32]
-
-
-@pytest.mark.parametrize("kind", ["folder", "dht"])
-def test_what_is_stored_elsewhere_is_no_outcome(tmp_path, kind):
-    """Nothing in a medium holds a frame, a payload or a vector, in the clear or sealed."""
-    cases = vectors(30, 35)
-
-    async def story():
-        base = ROUTES[kind](tmp_path)
-        world = World(tmp_path, base)
-        north, south, _ = world.sites
-        ids = south.commit("d1", [(v, i % 4, 200) for i, v in enumerate(cases)])
-        async with world:
-            await settled(south)
-            if kind == "dht":
-                stored = await seen_by_a_stranger(tmp_path, world)
-            else:
-                stored = [path.read_bytes() for path in pointer_files(tmp_path)]
-            assert len(stored) >= 25
-            assert max(map(len, stored)) < 512
-            with opened(south.folder) as (_, store, _registry):
-                frames = [store.frame(row) for row in store.arrivals(0, 100)]
-            for data in stored:
-                for frame, vector, id_ in zip(frames, cases, ids, strict=True):
-                    assert frame not in data and frame[22:80] not in data
-                    assert vector not in data and id_ not in data
-                    assert vector[:12] not in data
-            # A member can open them: then there is a sketch, of half a byte per number.
-            reader = north.router.books.readers(DOMAIN.id)[0]
-            seen = 0
-            for row in south.router.db.announced():
-                read = reader.read(row.key, [row.value], int(time.time()))
-                for claim in read.claims:
-                    seen += 1
-                    assert len(claim.pointer.sketch) == 32
-                    assert all(vector not in claim.body for vector in cases)
-            assert seen >= 25
-
-    asyncio.run(story())
-
-
-async def seen_by_a_stranger(tmp_path, world):
-    """Every raw value under the keys in use, fetched by a node that is no member's."""
-    ports = [str(site.router.settings.routes[0]["port"]) for site in world.sites]
-    keys = {row.key.hex() for site in world.sites for row in site.router.db.announced()}
-    network = str(world.sites[0].network.network)
-    spy = await asyncio.create_subprocess_exec(
-        sys.executable, Path(__file__).with_name("dht_spy.py"), tmp_path / "spy", network,
-        ",".join(ports), *keys, stdout=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    out, _ = await asyncio.wait_for(spy.communicate(), 60)
-    assert spy.returncode == 0
-    return [bytes.fromhex(line) for line in out.decode().split()]
-
-
-def test_the_command_and_a_router_that_is_killed(tmp_path):
-    """Three processes; one is killed with SIGKILL; the command says what is missing."""
-    (case,) = vectors(1, 36)
-    world = World(tmp_path, ROUTES["folder"](tmp_path))
-    north, south, west = world.sites
-    for number, site in enumerate(world.sites):
-        site.commit("d1", [(near(case, number, 8), 1, 200)])
-    like = tmp_path / "like.json"
-    like.write_text(json.dumps(near_ints(case)))
-    with contextlib.ExitStack() as stack:
-        processes = {}
-        for site in world.sites:
-            processes[site.name] = stack.enter_context(routing(site))
-
-        def ask(*more):
-            return gateway(
-                "-C", north.folder, "query", "--like", like, "--label", LABELS[1], *more
-            ).stdout
-
-        def origins():
-            found = json.loads(ask("--json"))
-            return {hit["origin"] for hit in found["labels"][0]["hits"]}
-
-        wait_until(lambda: origins() == {"here", "south", "west"})
-        text = ask()
-        assert "south" in text and "from 2 origins" in text
-        assert "did not answer" not in text
-        processes["west"].kill()
-        processes["west"].wait(10)
-        wait_until(lambda: "1 of 2 origins did not answer" in ask("--deadline", "1500"))
-        assert origins() == {"here", "south"}
-        status = json.loads(gateway("-C", north.folder, "route", "--status", "--json").stdout)
-        assert status["members"] == 3 and status["origins"]
-        assert "AWAY" not in gateway("-C", north.folder, "route", "--status").stdout
-        token = json.loads((north.folder / "routing" / "api.token").read_text())
-        url = f"http://127.0.0.1:{token['port']}/query"
-        assert httpx.post(url, json={"like": "00" * 16}).status_code == 401
-        wrong = gateway("-C", north.folder, "query", "--like", "zz", check=False)
-        assert wrong.returncode == 2 and "like" in wrong.stderr
-    down = gateway("-C", north.folder, "query", "--like", "00" * 16, check=False)
-    assert down.returncode == 3 and "not running" in down.stderr
-
-
-def routing(site):
-    """`edge-gateway route` as a process."""
-    return running(
-        sys.executable, "-m", "gateway.cli", "-C", site.folder, "route",
-        log=site.folder / "route.log", ready=(site.folder / "routing" / "api.token").exists,
-    )  # fmt: skip
-
-
-def test_routing_that_dies_is_started_again_and_ended_with_its_parent(tmp_path, monkeypatch):
-    monkeypatch.setattr(supervise, "PAUSE_S", (0.1, 1.0))
-    (site,) = World(tmp_path, ROUTES["folder"](tmp_path), ("north",)).sites
-    token = site.folder / "routing" / "api.token"
-    child = child_router(site.folder)
-    try:
-        wait_until(token.exists)
-        first = child.pid
-        twice = gateway("-C", site.folder, "route", check=False)
-        assert twice.returncode == 3 and "another process" in twice.stderr
-        token.unlink()
-        os.kill(first, signal.SIGKILL)
-        wait_until(token.exists)
-        assert child.pid != first
-    finally:
-        child.stop()
-    wait_until(lambda: not token.exists(), 5)
-
-
-def test_routing_ends_when_its_parent_is_killed(tmp_path):
-    (site,) = World(tmp_path, ROUTES["folder"](tmp_path), ("north",)).sites
-    token = site.folder / "routing" / "api.token"
-    code = f"from gateway.cli_routing import child_router as c; c({str(site.folder)!r}); input()"
-    parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
-    try:
-        wait_until(token.exists)
-        child = json.loads(token.read_text())["pid"]
-        parent.kill()
-        parent.wait()
-        wait_until(lambda: not Path(f"/proc/{child}").exists(), 10)
-        assert not token.exists()
-    finally:
-        parent.kill()
-        parent.wait()
 
 
 def test_alone(tmp_path):

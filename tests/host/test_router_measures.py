@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from codebook_kit import CRYPTO, OWNER, PUBLIC, SPACE, codebook_file, domain
 from gateway_kit import gateway
-from routing_kit import LABELS, Site, World, near, shared_folder, vectors
-from test_router import hits, query, until
+from routing_kit import LABELS, Site, World, hits, near, query, shared_folder, until, vectors
 
 from edge_agent.domain import Domain, make_domain
 from gateway import routing_status
