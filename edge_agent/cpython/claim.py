@@ -28,6 +28,7 @@ from edge_agent.errors import ConfigError, LinkError, RemoteError, StoreError
 
 TIMEOUT_S = 15.0
 ANSWER_MAX = 1 << 20
+_NONCE_BYTES = 16
 _WHY = {
     "unknown": "the gateway knows no such code",
     "used": "somebody has used this code before: if it was not you, revoke the device",
@@ -104,8 +105,8 @@ def redeem(text: str, out: Path) -> dict[str, Any]:
     """
     code = ClaimCode.parse(text)
     old = _old(out)
-    note = out.with_name(f".{out.name}.claim")
-    nonce = _nonce(note, code)
+    note = _note(out, code)
+    nonce = _nonce(note)
     pem = authority(code)
     context = ssl.create_default_context(cadata=pem)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -162,17 +163,23 @@ def _plain(name: str) -> str:
     return name
 
 
-def _nonce(note: Path, code: ClaimCode) -> bytes:
-    """16 random bytes, the same while this code is asked for again."""
+def _note(out: Path, code: ClaimCode) -> Path:
+    """Where the nonce of this code is kept: of the code, not of `out`, which may be another
+    file the next time."""
     mark = hashlib.sha256(b"edge claim note" + code.secret).hexdigest()
+    return out.with_name(f".claim-{mark[:16]}")
+
+
+def _nonce(note: Path) -> bytes:
+    """16 random bytes, the same while this code is asked for again."""
     try:
-        held, _, nonce = note.read_text().partition(" ")
-        if held == mark:
-            return bytes.fromhex(nonce)
+        held = bytes.fromhex(note.read_text())
+        if len(held) == _NONCE_BYTES:
+            return held
     except (OSError, ValueError):
         pass
-    fresh = os.urandom(16)
-    _write(note, f"{mark} {fresh.hex()}".encode())
+    fresh = os.urandom(_NONCE_BYTES)
+    _write(note, fresh.hex().encode())
     return fresh
 
 

@@ -350,12 +350,15 @@ def test_another_gateway_learns_nothing(folder, tmp_path):
 def test_a_file_of_another_device_is_not_touched(folder, tmp_path):
     gateway("-C", folder, "enrol", "other", "--out", tmp_path / "a.json")
     before = (tmp_path / "a.json").read_bytes()
-    with (
-        offered(folder, "enrol", "pump") as (code, _),
-        pytest.raises(ConfigError, match="is of device"),
-    ):
-        claim.redeem(code, tmp_path / "a.json")
-    assert (tmp_path / "a.json").read_bytes() == before
+    with offered(folder, "enrol", "pump") as (code, _):
+        with pytest.raises(ConfigError, match="is of device") as caught:
+            claim.redeem(code, tmp_path / "a.json")
+        assert (tmp_path / "a.json").read_bytes() == before
+        # The code is used up by now, and what is advised works all the same.
+        assert caught.value.fix == "Name another file"
+        claim.redeem(code, tmp_path / "b.json")
+    assert Config.load(str(tmp_path / "b.json")).generation == 1
+    assert not list(tmp_path.glob(".claim*"))
 
 
 def test_a_new_key_keeps_the_rest_of_the_file(folder, tmp_path):
