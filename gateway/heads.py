@@ -48,6 +48,7 @@ PULL, PULL_LEAST = 12.0, 1.0
 BALANCE = 1.0
 BALANCE_MOST = 8.0  # no outcome gains more than this by being of a rare label
 NEIGHBOURS = 5
+AT_ONCE = 1024  # rows compared with all others: a table of every pair fills a small gateway
 SUPPORT = 0.2  # share of its surroundings that must say the same, unless the base does
 STEPS = 400
 ENOUGH = 1e-3  # gradient, in units of evidence weight, at which fitting ends
@@ -194,17 +195,36 @@ def contradicted(base: FloatHead, rows: Evidence) -> Bools:
     n = len(rows.labels)
     if n <= NEIGHBOURS:
         return np.zeros(n, np.bool_)
-    x = rows.vectors.astype(np.float64)
-    x /= np.maximum(np.sqrt((x * x).sum(1, keepdims=True)), 1e-9)
-    alike = x @ x.T
-    np.fill_diagonal(alike, -2.0)
-    order = np.argsort(-alike, 1, kind="stable")[:, :NEIGHBOURS]
-    close = np.exp(20 * (np.take_along_axis(alike, order, 1) - 1))
+    x = unit(rows.vectors)
+    order, alike = nearest(x, x, True)
+    close = np.exp(20 * (alike - 1))
     same = rows.labels[order] == rows.labels[:, None]
     share = (close * same).sum(1) / np.maximum(close.sum(1), 1e-300)
     other: Bools = base.logits(rows.vectors).argmax(1) != rows.labels
     found: Bools = other & (share < SUPPORT)
     return found
+
+
+def unit(vectors: Int8) -> Floats:
+    """The same vectors, of length 1."""
+    x = vectors.astype(np.float64)
+    found: Floats = x / np.maximum(np.sqrt((x * x).sum(1, keepdims=True)), 1e-9)
+    return found
+
+
+def nearest(rows: Floats, among: Floats, itself: bool = False) -> tuple[Ints, Floats]:
+    """(n, NEIGHBOURS): for each unit vector the positions of the nearest others, nearest first,
+    and their cosines. itself: the rows are `among`, and none is a neighbour of its own."""
+    order, alike = [], []
+    for at in range(0, max(1, len(rows)), AT_ONCE):
+        some = rows[at : at + AT_ONCE] @ among.T
+        if itself:
+            i = np.arange(len(some))
+            some[i, at + i] = -2.0
+        first = np.argsort(-some, 1, kind="stable")[:, :NEIGHBOURS]
+        order.append(first)
+        alike.append(np.take_along_axis(some, first, 1))
+    return np.concatenate(order), np.concatenate(alike)
 
 
 def deserved_pull(base: "FloatHead | None", rows: Evidence) -> float:

@@ -39,6 +39,7 @@ import numpy as np
 from edge_agent.head import Head
 from gateway.heads import (
     HERE,
+    NEIGHBOURS,
     UNKNOWN,
     Bools,
     Evidence,
@@ -48,8 +49,10 @@ from gateway.heads import (
     compiled,
     fit,
     join,
+    nearest,
     predict,
     quantise,
+    unit,
 )
 from gateway.sketch import Int8
 
@@ -65,7 +68,6 @@ ENOUGH, GOOD = 15, 0.1  # so many outcomes and so few errors: this label needs n
 PER_LABEL_MOST = 64
 
 KNOWN = 3  # local outcomes from which a label is known here
-NEIGHBOURS = 5
 JUDGED_LEAST = 5  # outcomes before an origin is judged at all
 HONEST = 0.6  # of our own agreement is what an honest origin, elsewhere, may fall to
 CHANCE = 0.01  # that one as honest as that falls into quarantine
@@ -132,7 +134,7 @@ def exemplars(local: Evidence, label: int, first: Bools, count: int) -> Int8:
     rows = mine if len(mine) >= KNOWN else np.arange(len(local.labels))
     if not len(rows):
         return local.vectors[:0]
-    x = _unit(local.vectors[rows])
+    x = unit(local.vectors[rows])
     start = int(np.argmax(first[rows]))  # 0 when none is marked
     chosen, nearest = [start], x @ x[start]
     while len(chosen) < min(count, len(rows)):
@@ -194,8 +196,8 @@ def _guarded(
     """As `guard`, with the positions of what remains."""
     n = len(fetched.labels)
     said = np.full(n, UNKNOWN) if said is None else said
-    ours, theirs = _agreement(local, local), _agreement(local, fetched)
-    expected = _mean((ours.share >= 0.5) | (local.old == local.labels), local.weights)
+    ours, theirs = _agreement(local, fetched)
+    expected = _mean((ours >= 0.5) | (local.old == local.labels), local.weights)
     fits = (theirs.share >= 0.5) | (said == fetched.labels)
     most = int(max(fetched.labels.max(initial=0), said.max(initial=0))) + 1
     # Known here: what was lived through, and what the head in force itself can say.
@@ -240,27 +242,24 @@ class _Agreement(NamedTuple):
     share: Floats  # of what is near has the same label
 
 
-def _agreement(local: Evidence, rows: Evidence) -> _Agreement:
-    """How local evidence nearby sees some rows; of local rows themselves, without each."""
-    n = len(rows.labels)
-    if len(local.labels) <= NEIGHBOURS or not n:
-        return _Agreement(np.zeros(n, np.bool_), np.zeros(n))
-    x = _unit(local.vectors)
-    own = x @ x.T
-    np.fill_diagonal(own, -2.0)
-    near_enough = np.quantile(own.max(1), 0.1)
-    alike = own if rows is local else _unit(rows.vectors) @ x.T
-    order = np.argsort(-alike, 1, kind="stable")[:, :NEIGHBOURS]
-    close = np.take_along_axis(alike, order, 1)
+def _agreement(local: Evidence, fetched: Evidence) -> tuple[Floats, _Agreement]:
+    """How local evidence nearby sees each of its own rows (the share; without the row itself),
+    and the fetched ones."""
+    n = len(fetched.labels)
+    if len(local.labels) <= NEIGHBOURS:
+        return np.zeros(len(local.labels)), _Agreement(np.zeros(n, np.bool_), np.zeros(n))
+    x = unit(local.vectors)
+    order, close = nearest(x, x, True)
+    ours = _share(local, local.labels, order, close)
+    near_enough = np.quantile(close[:, 0], 0.1)
+    order, close = nearest(unit(fetched.vectors), x)
+    theirs = _share(local, fetched.labels, order, close)
+    return ours, _Agreement(close[:, 0] >= near_enough, theirs)
+
+
+def _share(local: Evidence, labels: Ints, order: Ints, close: Floats) -> Floats:
     pull = np.exp(20 * (close - close[:, :1])) * np.maximum(local.weights[order], 1e-9)
-    same = local.labels[order] == rows.labels[:, None]
-    share: Floats = (pull * same).sum(1) / pull.sum(1)
-    return _Agreement(close[:, 0] >= near_enough, share)
-
-
-def _unit(vectors: Int8) -> Floats:
-    x = vectors.astype(np.float64)
-    found: Floats = x / np.maximum(np.sqrt((x * x).sum(1, keepdims=True)), 1e-9)
+    found: Floats = (pull * (local.labels[order] == labels[:, None])).sum(1) / pull.sum(1)
     return found
 
 
@@ -272,6 +271,15 @@ def _mean(values: Bools, weights: Floats) -> float:
 def binomial(most: int, n: int, p: float) -> float:
     """Probability of at most `most` successes in n trials of probability p."""
     p = min(max(p, 0.0), 1.0)
+    if n > 1000:  # the number of ways is no float any more
+        if p in (0.0, 1.0):
+            return float(most >= n * p)
+        logs = (
+            math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+            + k * math.log(p) + (n - k) * math.log1p(-p)
+            for k in range(most + 1)
+        )  # fmt: skip
+        return math.fsum(map(math.exp, logs))
     return math.fsum(math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(most + 1))
 
 

@@ -18,7 +18,7 @@ from edge_agent.synthesis import (
     Neighbour,
     encode_neighbour,
 )
-from gateway.heads import Floats
+from gateway.heads import Floats, unit
 from gateway.learner import CONFIRMED as CONFIRMED_WEIGHT
 from gateway.learner import ENOUGH, GOOD, weigh
 from gateway.lessons import Known
@@ -84,7 +84,4 @@ def _body(row: Known, now_s: float, loudest: int) -> bytes:
 
 
 def _unit(rows: Sequence[Known]) -> Floats:
-    x = np.frombuffer(b"".join(row.vector for row in rows), np.int8).reshape(len(rows), -1)
-    x = x.astype(np.float64)
-    found: Floats = x / np.maximum(np.sqrt((x * x).sum(1, keepdims=True)), 1e-9)
-    return found
+    return unit(np.frombuffer(b"".join(row.vector for row in rows), np.int8).reshape(len(rows), -1))

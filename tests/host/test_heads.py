@@ -122,6 +122,20 @@ def test_what_base_and_surroundings_contradict_is_left_out():
     assert not heads.contradicted(base(), noisy.take(np.arange(5))).any()
 
 
+def test_neighbours_are_the_same_however_many_rows_are_compared_at_once(monkeypatch):
+    x, y = heads.unit(left(4).vectors), heads.unit(left(5).vectors)
+    whole = heads.nearest(x, x, True), heads.nearest(x, y)
+    table = x @ x.T
+    np.fill_diagonal(table, -2)
+    assert np.allclose(whole[0][1], np.sort(table, 1)[:, : -heads.NEIGHBOURS - 1 : -1])
+    monkeypatch.setattr(heads, "AT_ONCE", 7)
+    for (order, alike), found in zip(
+        whole, (heads.nearest(x, x, True), heads.nearest(x, y)), strict=True
+    ):
+        assert (order == found[0]).mean() > 0.99 and np.allclose(alike, found[1])
+    assert heads.nearest(x[:0], y)[0].shape == (0, heads.NEIGHBOURS)
+
+
 def test_without_evidence_the_base_stays():
     head = heads.fit(base(), heads.nothing(), LABELS)
     assert (head.weights == base().weights).all()

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 from learn_kit import LABELS, MODELS, SITES, base, left, lived, near_of_others, of_others, right
+from scipy.stats import binom
 
 from edge_agent.errors import ConfigError
 from gateway import heads, learner
@@ -301,6 +302,18 @@ def test_binomial():
     assert learner.binomial(20, 20, 0.3) == pytest.approx(1)
     assert learner.binomial(0, 10, 0.5) == pytest.approx(0.5**10)
     assert learner.binomial(3, 9, 0) == 1
+
+
+@pytest.mark.parametrize("n", [999, 1001, 2000, 20_000])
+def test_binomial_of_many(n):
+    """An origin, or a head, has been judged more often than a float can count the ways of."""
+    for p in (0.02, 0.5, 0.9):
+        for most in (int(p * n) - 20, int(p * n), int(p * n) + 20):
+            expected = binom.cdf(most, n, p)
+            assert learner.binomial(most, n, p) == pytest.approx(expected, rel=1e-6, abs=1e-12)
+    assert learner.binomial(n - 1, n, 1) == 0 and learner.binomial(n, n, 1) == 1
+    assert learner.binomial(0, n, 0) == 1
+    assert learner.dropped(n // 2, n, 0.9) and not learner.dropped(n - 1, n, 0.9)
 
 
 def test_the_kit_is_about_real_people():
