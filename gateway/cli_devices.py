@@ -20,6 +20,7 @@ from gateway.claims import Claims
 from gateway.config import GatewayConfig
 from gateway.files import write_private
 from gateway.keys import Registry
+from gateway.mailbox import Mailbox
 from gateway.opening import now_ms, opened
 from gateway.store import Store
 
@@ -88,6 +89,10 @@ def do_revoke(options: argparse.Namespace) -> int:
     with opened(options.dir) as (config, _, registry):
         device = registry.find(options.name)
         enrol.revoke(config, registry, device, now_ms())
+        box = config.folder / "mailbox.db"
+        if box.exists():
+            with contextlib.closing(Mailbox(box)) as mailbox:
+                mailbox.forget(device.agent)
     found = {"name": device.name, "agent": device.agent.hex(), "revoked": True}
     return _show(options, found, f"{device.name} is revoked; what it sent before stays")
 

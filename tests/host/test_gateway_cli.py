@@ -1,5 +1,6 @@
 """`edge-gateway` as people and scripts meet it."""
 
+import contextlib
 import csv
 import io
 import json
@@ -29,6 +30,7 @@ from gateway import cli
 from gateway.cli import build_parser
 from gateway.config import GatewayConfig
 from gateway.keys import load_master
+from gateway.mailbox import NEIGHBOUR, Mailbox
 
 
 @pytest.fixture
@@ -168,6 +170,19 @@ def test_a_place_that_cannot_be_written_is_named(folder, tmp_path, capsys):
     (tmp_path / "no").write_text("a file")
     code, _, err = run("-C", folder, "export", "--out", tmp_path / "no" / "x", capsys=capsys)
     assert code == 3 and str(tmp_path / "no" / "x") in err and "Traceback" not in err
+
+
+def test_a_revoked_device_has_no_mail(folder, capsys):
+    agents = [enrol_device(folder, name) for name in ("pump", "fan")]
+    pump, fan = (bytes.fromhex(json.loads(path.read_text())["agent"]) for path in agents)
+    with contextlib.closing(Mailbox(folder / "mailbox.db")) as mailbox:
+        for agent in (pump, fan):
+            mailbox.seen(agent, 0, None, 0, 0, 1)
+            mailbox.put(agent, NEIGHBOUR, b"x", 1, 0)
+        for _ in range(2):
+            assert run("-C", folder, "revoke", "pump", capsys=capsys)[0] == 0
+            assert [box.agent for box in mailbox.boxes()] == [fan]
+        assert mailbox.waiting(pump).items == 0 and mailbox.waiting(fan).items == 1
 
 
 def test_every_command_explains_itself(capsys):
