@@ -152,6 +152,8 @@ class Judges:
         self._waiting = {one.id: one for one in box.judgements()}
         self._search.forget(before.difference(one.outcome for one in self._waiting.values()))
         self._search.want(one.outcome for one in self._waiting.values() if one.domain is None)
+        self.counters.gauges["judgements_waiting"] = len(self._waiting)
+        self.counters.gauges["judgements_given_up"] = box.judgements_given_up()
 
     def gone(self, box: Judgements, done: "list[int]") -> None:
         """gateway.db has these, or they were refused."""

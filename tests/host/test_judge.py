@@ -129,6 +129,8 @@ def test_what_waits_no_more_is_looked_for_no_more(desk, monkeypatch):
     for id_ in ids:
         desk.say(device, id_)
     assert desk.waiting() == ids[-3:] and len(desk.rounds.judges._search) == 3
+    gauges = desk.rounds.counters.gauges
+    assert (gauges["judgements_waiting"], gauges["judgements_given_up"]) == (3, 6)
 
 
 def test_what_is_refused(desk):
