@@ -5,11 +5,13 @@ import hmac
 import os
 
 import cbor2
+import pytest
 from codebook_kit import clustered, codebook
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from network_kit import members
 
 from gateway import pointer as module
 from gateway.cells import assign, levels
@@ -19,6 +21,17 @@ from gateway.sketch import INT4
 BOOK = codebook(INT4)
 LEVELS = levels(BOOK)
 NOW = 1_800_000_000
+
+
+@pytest.fixture(scope="module")
+def nets(tmp_path_factory):
+    """Sealed: three members that know each other."""
+    return members(tmp_path_factory.mktemp("sealed"))
+
+
+@pytest.fixture(scope="module")
+def open_nets(tmp_path_factory):
+    return members(tmp_path_factory.mktemp("open"), "ab", b"")
 
 
 def made(net, salt=0, level=1, book=BOOK, kind=OUTCOME, **changes):

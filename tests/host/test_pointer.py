@@ -19,7 +19,17 @@ from cwt import COSE, COSEKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from network_kit import KEY, member, members
-from pointer_kit import BOOK, LEVELS, NOW, independent, independent_body, made, place
+from pointer_kit import (
+    BOOK,
+    LEVELS,
+    NOW,
+    independent,
+    independent_body,
+    made,
+    nets,
+    open_nets,
+    place,
+)
 
 from gateway import pointer as module
 from gateway.cells import assign, path_key
@@ -43,16 +53,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CDDL = (ROOT / "gateway" / "pointer.cddl").read_text()
 SCHEMAS = {kind: pycddl.Schema(f"start = {rule}\n{CDDL}") for kind, rule in module.KINDS.items()}
 
-
-@pytest.fixture(scope="module")
-def nets(tmp_path_factory):
-    """Sealed: three members that know each other."""
-    return members(tmp_path_factory.mktemp("sealed"))
-
-
-@pytest.fixture(scope="module")
-def open_nets(tmp_path_factory):
-    return members(tmp_path_factory.mktemp("open"), "ab", b"")
+assert nets and open_nets  # fixtures
 
 
 def refused(data, key, net, book=BOOK, now_s=NOW):

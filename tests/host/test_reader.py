@@ -3,24 +3,24 @@
 import hashlib
 import time
 
-import pytest
 from network_kit import members
-from pointer_kit import BOOK, LEVELS, NOW, independent, independent_body, made, place
+from pointer_kit import (
+    BOOK,
+    LEVELS,
+    NOW,
+    independent,
+    independent_body,
+    made,
+    nets,
+    open_nets,
+    place,
+)
 
 from gateway.cells import CELL_MAX, settle
 from gateway.pointer import MARKER, seal
 from gateway.reader import KEY_MAX, VALUES_MAX, Reader
 
-
-@pytest.fixture(scope="module")
-def nets(tmp_path_factory):
-    """Sealed: three members that know each other."""
-    return members(tmp_path_factory.mktemp("sealed"))
-
-
-@pytest.fixture(scope="module")
-def open_nets(tmp_path_factory):
-    return members(tmp_path_factory.mktemp("open"), "ab", b"")
+assert nets and open_nets  # fixtures
 
 
 def crowd(net, count, first=0):

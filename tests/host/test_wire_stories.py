@@ -6,19 +6,13 @@ nothing moves, and judges every record ever committed (wire/ledger.py).
 
 import pytest
 from wire.gateway import STEPS
-from wire.stories import MINUTE_MS, lost, observe, order
+from wire.stories import MINUTE_MS, lost, observe, order, world
 from wire.world import ALARM, DAY_MS, LEVEL, REST, TRACE, WALK, World
 
 from edge_agent.delivery import OFFLINE, ONLINE
 from edge_agent.frame import outcome_id
 
-
-@pytest.fixture
-def world(request):
-    """A world with one device that is connected and idle. Parametrise with settings."""
-    with World(7, 1, **getattr(request, "param", {})) as made:
-        made.run(3000)
-        yield made
+assert world  # a fixture
 
 
 # -- outages ----------------------------------------------------------------------------

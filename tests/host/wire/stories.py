@@ -1,6 +1,18 @@
 """What stories have in common: things are observed, and their ends looked up."""
 
+import pytest
+
+from wire.world import World
+
 MINUTE_MS = 60_000
+
+
+@pytest.fixture
+def world(request):
+    """A world with one device that is connected and idle. Parametrise with settings."""
+    with World(7, 1, **getattr(request, "param", {})) as made:
+        made.run(3000)
+        yield made
 
 
 def observe(world, device, labels, every_ms=100):
