@@ -6,8 +6,8 @@ Away: a device sleeps for days while its gateway makes a new head of twelve rows
 outcomes for it every day; then it wakes. Counted are frames and bytes of the real boxes, sealed:
 
     mailbox  gateway/mailbox.py and rounds.py with the device's own machine at the other end
-    queue    the same boxes published as they are made to a persistent session, QoS 1: what
-             mosquitto keeps (max_queued_messages 0) and delivers at the next CONNECT
+    queue    the same boxes published as they are made to a persistent session, QoS 1: what a
+             real mosquitto keeps (max_queued_messages 0) and delivers at the next CONNECT
     queue of 1000   mosquitto's default: the rest is dropped without a word to anybody
 
 Cost: CPU microseconds and, where something is synced, wall time, on a database on this
@@ -26,13 +26,18 @@ import os
 import sqlite3
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "host")]
 
+from brokers import Mosquitto  # noqa: E402
 from gateway_kit import Bench, Device  # noqa: E402
 
 from edge_agent.effects import Ids  # noqa: E402
@@ -93,7 +98,7 @@ def away(folder: Path, days: int) -> dict[str, Any]:
     """Frames and bytes that reach the device when it wakes."""
     site = Site(folder)
     device = site.bench.device()
-    queue: list[int] = []
+    made: list[bytes] = []
     for day in range(days):
         site.bench.now += DAY_MS
         expires = site.bench.now + EXPIRES_DAYS * DAY_MS
@@ -103,38 +108,85 @@ def away(folder: Path, days: int) -> dict[str, Any]:
         for body in found:
             site.sender.put(device.agent, NEIGHBOUR, body, 2, expires, body[2:18])
         for type_, body in [(1, row) for row in rows] + [(2, body) for body in found]:
-            made = site.bench.custody.down.box(
-                device.agent, len(queue) + 1, type_, body, False, site.bench.now
+            sealed = site.bench.custody.down.box(
+                device.agent, len(made) + 1, type_, body, False, site.bench.now
             )
-            assert made is not None
-            queue.append(len(made[1]))
+            assert sealed is not None
+            made.append(sealed[1])
     mail = Mail(PEERS, Ids(), None, 16)
-    sent: list[int] = []
+    sent: list[bytes] = []
     counter = 0
-    while True:
-        boxes = site.hello(device, mail.taken, counter)
-        sent += [len(box) for box in boxes]
-        if not boxes:
-            break
-        for raw in boxes:
-            box = device.read(raw)
-            counter = box.counter
-            mail.on_box(box, 0)
+    while boxes := site.hello(device, mail.taken, counter):
+        sent += boxes
+        counter = take(mail, device, boxes)
     assert mail.head is not None and mail.head.version == days
     assert site.sender.waiting(device.agent).items == 0
     site.close()
-    limited = queue[:1000]
-    return {
-        "days": days,
-        "mailbox": {"frames": len(sent), "bytes": sum(sent), "newest head": days},
-        "queue": {"frames": len(queue), "bytes": sum(queue), "newest head": days},
-        "queue of 1000": {
-            "frames": len(limited),
-            "bytes": sum(limited),
-            "newest head": min(days, (len(limited) - ROWS) // (ROWS + FOUND) + 1),
-        },
-        "bytes a box": {"row": queue[0], "outcome": queue[-1]},
-    }
+    found = {"days": days, "mailbox": row_of(sent, mail)}
+    for name, limit in (("queue", 0), ("queue of 1000", 1000)):
+        got = queued(folder, device.topic("box"), made, limit)
+        mail = Mail(PEERS, Ids(), None, 16)
+        take(mail, device, got)
+        assert mail.taken == len(got)
+        found[name] = row_of(got, mail)
+    return found | {"bytes a box": {"row": len(made[0]), "outcome": len(made[-1])}}
+
+
+def take(mail: Mail, device: Device, boxes: list[bytes]) -> int:
+    """The device's machine takes these; the counter of the last one."""
+    counter = 0
+    for raw in boxes:
+        box = device.read(raw)
+        counter = box.counter
+        mail.on_box(box, 0)
+    return counter
+
+
+def row_of(boxes: list[bytes], mail: Mail) -> dict[str, int]:
+    assert mail.head is not None
+    size = sum(len(box) for box in boxes)
+    return {"frames": len(boxes), "bytes": size, "newest head": mail.head.version}
+
+
+def queued(folder: Path, topic: str, boxes: list[bytes], limit: int) -> list[bytes]:
+    """What a real mosquitto that queues so many (0: all) delivers to a device that was away."""
+    broker = Mosquitto(folder, "allow_anonymous true", f"max_queued_messages {limit}").start()
+    try:
+        got: list[bytes] = []
+        heard = threading.Event()
+
+        def on_message(_client: Any, _data: Any, message: paho.MQTTMessage) -> None:
+            got.append(message.payload)
+            heard.set()
+
+        def client(name: str, clean: bool) -> paho.Client:
+            made = paho.Client(CallbackAPIVersion.VERSION2, client_id=name, clean_session=clean)
+            made.on_message = on_message
+            made.connect("127.0.0.1", broker.port)
+            made.loop_start()
+            return made
+
+        def leave(one: paho.Client) -> None:
+            one.disconnect()
+            one.loop_stop()
+
+        known = threading.Event()
+        device = client("device", clean=False)
+        device.on_subscribe = lambda *_: known.set()
+        device.subscribe(topic, 1)
+        assert known.wait(10)
+        leave(device)
+        sender = client("gateway", clean=True)
+        for last in [sender.publish(topic, box, 1) for box in boxes]:
+            last.wait_for_publish(60)
+        leave(sender)
+        device = client("device", clean=False)
+        while heard.wait(1.0):  # until it has been quiet for a second
+            heard.clear()
+        leave(device)
+        return got
+    finally:
+        broker.kill()
 
 
 class Cost:
