@@ -31,6 +31,7 @@ import numpy.typing as npt
 
 from models import mlp, watch_data
 from models.make_domain import MULTIPLIER, SHIFT
+from models.reference import reference, run_int8
 from models.tflite_writer import Quantiser, quantiser, write_mlp
 from models.train import scaling
 from models.watch_data import Recording
@@ -43,7 +44,6 @@ KNOWING = (0, 2, 4)  # sites that have the novel classes
 SCENARIOS = ("iid", "skew4", "novel", "skew2")
 RARE_AT = {0: 40, 2: 8, 4: 8}  # windows of the rare class by site
 DEVELOPMENT = 1000  # seeds from here on are for choosing settings
-BATCH = 500
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -84,40 +84,13 @@ def given(world: World, noise: float) -> Ints:
 
 def device(model: bytes, inputs: Int8) -> tuple[Int8, npt.NDArray[np.uint8]]:
     """(vectors, scores) of the int8 reference kernels."""
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-    interpreter = Interpreter(
-        model_content=model,
-        num_threads=1,
-        experimental_op_resolver_type=OpResolverType.BUILTIN_REF,
-    )
-    source = interpreter.get_input_details()[0]["index"]
-    interpreter.resize_tensor_input(source, [BATCH, inputs.shape[1]])
-    interpreter.allocate_tensors()
-    outputs = {detail["name"]: detail for detail in interpreter.get_output_details()}
-    padded = np.concatenate([inputs, np.zeros((-len(inputs) % BATCH, inputs.shape[1]), np.int8)])
-    embeddings, scores = [], []
-    for i in range(0, len(padded), BATCH):
-        interpreter.set_tensor(source, padded[i : i + BATCH])
-        interpreter.invoke()
-        embeddings.append(interpreter.get_tensor(outputs["embedding"]["index"]).copy())
-        scores.append(interpreter.get_tensor(outputs["probabilities"]["index"]).copy())
-    zero = outputs["embedding"]["quantization"][1]
-    values = np.concatenate(embeddings)[: len(inputs)].astype(np.int64) - zero
-    values = (values * MULTIPLIER + (1 << SHIFT >> 1)) >> SHIFT
-    raw = np.concatenate(scores)[: len(inputs)].astype(np.int64) + 128
-    return np.clip(values, -127, 127).astype(np.int8), raw.astype(np.uint8)
+    found = run_int8(model, inputs)
+    return found.vectors(MULTIPLIER, SHIFT), found.scores()
 
 
 def device_scores(model: bytes, inputs: Int8) -> npt.NDArray[np.uint8]:
     """(n, classes) of a model with one output, row by row."""
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-    interpreter = Interpreter(
-        model_content=model,
-        num_threads=1,
-        experimental_op_resolver_type=OpResolverType.BUILTIN_REF,
-    )
+    interpreter = reference(model)
     interpreter.allocate_tensors()
     source = interpreter.get_input_details()[0]["index"]
     sink = interpreter.get_output_details()[0]["index"]

@@ -51,6 +51,7 @@ TOLERANCE = 0.02  # of mean accuracy below FedAvg
 SOURCES = (
     *("data", "train", "methods", "outcome", "runs", "more", "parts"),
     *("models/mlp.py", "models/windows.py", "models/watch_data.py", "models/tflite_writer.py"),
+    "models/reference.py",
     *("gateway/heads.py", "gateway/learner.py", "edge_agent/head.py", "edge_agent/synthesis.py"),
 )
 RIVALS = (

@@ -51,8 +51,10 @@ from gateway.codebook import Codebook  # noqa: E402
 from gateway.heads import evidence, fit  # noqa: E402
 from gateway.sketch import SIGN, signs  # noqa: E402
 from models import watch_data  # noqa: E402
-from models.make_codebook import PEOPLE, encode  # noqa: E402
-from models.train import REPLAY_PEOPLE, run_int8  # noqa: E402
+from models.make_codebook import PEOPLE  # noqa: E402
+from models.make_domain import MULTIPLIER, SHIFT  # noqa: E402
+from models.reference import run_int8  # noqa: E402
+from models.train import REPLAY_PEOPLE  # noqa: E402
 from models.windows import cut, stats8, to_int8  # noqa: E402
 
 MODELS = ROOT / "models"
@@ -93,8 +95,9 @@ def windows(people: "tuple[int, ...]", hop: int) -> Windows:
     raw, labels, who = cut(recordings, hop)
     p = json.loads((MODELS / "watch_features.json").read_text())
     features = to_int8(stats8(raw), np.array(p["offset"]), np.array(p["mul"]), p["shift"])
-    scores, _ = run_int8((MODELS / "watch_mlp_int8.tflite").read_bytes(), features)
-    return Windows(raw, features, encode(features)[0], scores.view(np.uint8) ^ 128, labels, who)
+    found = run_int8((MODELS / "watch_mlp_int8.tflite").read_bytes(), features)
+    vectors = found.vectors(MULTIPLIER, SHIFT)
+    return Windows(raw, features, vectors, found.scores(), labels, who)
 
 
 def shipped() -> gradients.Victim:

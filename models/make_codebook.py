@@ -33,6 +33,7 @@ from gateway.domain_file import load_owner
 from gateway.sketch import KINDS
 from gateway.train import train
 from models import watch_data
+from models.reference import run_int8
 from models.watch_data import Recording
 from models.windows import HOP, augmented, stats8, to_int8
 
@@ -42,7 +43,6 @@ COUNT = 60_000
 SEED = 5
 # Standard deviations (speed: half width) of how windows are varied; see windows.augmented.
 ROTATION, SPEED, VIGOUR = 0.2, 0.25, 0.2
-BATCH = 1000
 
 Int8 = npt.NDArray[np.int8]
 
@@ -69,31 +69,9 @@ def outcomes(
 
 def encode(inputs: Int8, where: Path = HERE) -> tuple[Int8, npt.NDArray[np.int64]]:
     """What a device makes of int8 features: (vectors, most probable label)."""
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-    domain = Domain.load((where / "watch.domain").read_bytes(), HostCrypto())
-    interpreter = Interpreter(
-        model_path=str(where / "watch_mlp_int8.tflite"),
-        num_threads=1,
-        experimental_op_resolver_type=OpResolverType.BUILTIN_REF,
-    )
-    source = interpreter.get_input_details()[0]["index"]
-    interpreter.resize_tensor_input(source, [BATCH, inputs.shape[1]])
-    interpreter.allocate_tensors()
-    outputs = {detail["name"]: detail for detail in interpreter.get_output_details()}
-    padded = np.concatenate([inputs, np.zeros((-len(inputs) % BATCH, inputs.shape[1]), np.int8)])
-    embeddings, labels = [], []
-    for i in range(0, len(padded), BATCH):
-        interpreter.set_tensor(source, padded[i : i + BATCH])
-        interpreter.invoke()
-        embeddings.append(interpreter.get_tensor(outputs["embedding"]["index"]).copy())
-        labels.append(interpreter.get_tensor(outputs["probabilities"]["index"]).argmax(1))
-    zero = outputs["embedding"]["quantization"][1]
-    # Domain.vector, vectorised; a test compares the two.
-    values = np.concatenate(embeddings)[: len(inputs)].astype(np.int64) - zero
-    half = (1 << domain.space.shift) >> 1
-    values = (values * domain.space.multiplier + half) >> domain.space.shift
-    return np.clip(values, -127, 127).astype(np.int8), np.concatenate(labels)[: len(inputs)]
+    space = Domain.load((where / "watch.domain").read_bytes(), HostCrypto()).space
+    found = run_int8((where / "watch_mlp_int8.tflite").read_bytes(), inputs)
+    return found.vectors(space.multiplier, space.shift), found.probabilities.argmax(1)
 
 
 def main() -> int:

@@ -49,8 +49,9 @@ from edge_agent.fingerprint import PURPOSE_PROJECT, VECTOR_BYTES, Projection
 from gateway.domain_file import load_or_make_key, make, read_json, replace
 from gateway.train import train
 from models import mlp
+from models.reference import run_int8
 from models.tflite_writer import Quantiser, write_mlp
-from models.train import RANGE, SHIFT, run_int8
+from models.train import RANGE, SHIFT
 from models.windows import stats8, to_int8
 
 SEED = 1
@@ -141,11 +142,8 @@ def embedded(tflite: bytes | None, inputs: Int8) -> tuple[Int8, int]:
     """What the domain's encoder gives, and its zero point; no model: the inputs themselves."""
     if tflite is None:
         return inputs, 0
-    from ai_edge_litert.interpreter import Interpreter
-
-    runner = Interpreter(model_content=tflite, num_threads=1).get_signature_runner()
-    zero = int(runner.get_output_details()["embedding"]["quantization"][1])
-    return run_int8(tflite, inputs)[1], zero
+    found = run_int8(tflite, inputs)
+    return found.embeddings, found.zero_point
 
 
 def multiplier(values: npt.NDArray[np.int64]) -> int:
@@ -217,7 +215,7 @@ def _build(
     for name, hidden in models.items():
         made[name] = fitted(inputs[~held], labels[~held], hidden, len(names), found["name"])
         (folder / f"{name}.tflite").write_bytes(made[name])
-        right = run_int8(made[name], inputs[held])[0].argmax(1) == labels[held]
+        right = run_int8(made[name], inputs[held]).probabilities.argmax(1) == labels[held]
         report[f"{name}.tflite"] = f"{len(made[name])} bytes, right in {right.mean():.1%}"
 
     net = made.get(encoder)

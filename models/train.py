@@ -42,6 +42,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from models import mlp, watch_data
+from models.reference import run_int8
 from models.tflite_writer import Quantiser, write_mlp
 from models.watch_data import Recording
 from models.windows import augmented, cut, stats8, to_int8
@@ -170,29 +171,12 @@ def train(
     )
 
 
-def run_int8(tflite: bytes, inputs: Int8) -> tuple[Int8, Int8]:
-    """(probabilities, embeddings) of LiteRT's reference kernels, row by row."""
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-    interpreter = Interpreter(
-        model_content=tflite,
-        num_threads=1,
-        experimental_op_resolver_type=OpResolverType.BUILTIN_REF,
-    )
-    run = interpreter.get_signature_runner()
-    results = [run(features=row[None]) for row in inputs]
-    return (
-        np.concatenate([r["probabilities"] for r in results]),
-        np.concatenate([r["embedding"] for r in results]),
-    )
-
-
 def accuracy(trained: Trained, tests: list[Recording]) -> tuple[float, dict[int, float]]:
     """int8 accuracy over all windows, and per person."""
     windows, labels, persons = cut(tests)
     offset, mul = np.array(trained.offset), np.array(trained.mul)
     inputs = to_int8(stats8(windows), offset, mul, trained.shift)
-    right = run_int8(trained.tflite, inputs)[0].argmax(1) == labels
+    right = run_int8(trained.tflite, inputs).probabilities.argmax(1) == labels
     each = {int(p): round(float(right[persons == p].mean()), 4) for p in np.unique(persons)}
     return float(right.mean()), each
 
