@@ -20,13 +20,16 @@ After a restore custody goes on by the rules for restored gateways (SPEC.md, sec
 floors never go back, what a device had already freed is reported as lost by restore, the rest
 comes again. What the folder still knows of devices is merged in before: a device that was
 revoked stays revoked, a key that was begun stays begun. On a fresh disk nobody knows that;
-`restore` says so.
+`restore` says so. A restore that was cut off is finished by the next: what is known is merged
+into the copy before it takes its place, and `master.key` comes last, so that a folder without
+it asks for the keys again.
 """
 
 import base64
 import hashlib
 import hmac
 import io
+import itertools
 import json
 import os
 import shutil
@@ -218,13 +221,16 @@ def restore(folder: Path, path: Path, code: "Callable[[], str]") -> Restored:
         for name in ("gateway.db", "routing/router"):
             if (folder / name).parent.is_dir():
                 locks.append(only_one(folder / f"{name}.lock"))
-        known = _devices(folder / "gateway.db", gateway)
+        if not keys:
+            _leave_certificates(folder, place)
+        before = [folder / "gateway.db"]
+        if (folder / MARK).exists():  # cut off: the folder's own may be aside already
+            before += folder.glob("before-restore-*/gateway.db")
+        known = [device for one in before for device in _devices(one, gateway)]
+        merged = _merge(place, known)
         aside = _swap(folder, place, manifest)
-        for one in locks:
-            os.close(one)
-        locks = []
         (folder / MARK).unlink()
-        return Restored(gateway, manifest["made_ms"], aside, keys, _merge(folder, known))
+        return Restored(gateway, manifest["made_ms"], aside, keys, merged)
     finally:
         for one in locks:
             os.close(one)
@@ -326,14 +332,25 @@ def _check_mac(master: bytes, place: Path) -> None:
         raise BackupError("bad-tag", "this gateway did not make it, or not with this master.key")
 
 
+def _leave_certificates(folder: Path, place: Path) -> None:
+    """A certificate goes with its key: where keys stay, one that was made since stays, too."""
+    for key, pattern in (("tls/server.key", "tls/*.crt"), ("routing/gateway.key", "routing/*.crt")):
+        for copy in place.glob(pattern) if (folder / key).exists() else ():
+            if (folder / copy.relative_to(place)).exists():
+                copy.unlink()
+
+
 def _swap(folder: Path, place: Path, manifest: dict[str, Any]) -> "Path | None":
     """The new files in, the old ones aside. A mark says so until it is done."""
     write_private(folder / MARK, manifest["gateway"] + "\n")
-    aside = folder / time.strftime("before-restore-%Y%m%dT%H%M%SZ", time.gmtime())
+    stamp = time.strftime("before-restore-%Y%m%dT%H%M%SZ", time.gmtime())
+    names = (f"{stamp}-{number}" if number else stamp for number in itertools.count())
+    aside = next(folder / name for name in names if not (folder / name).exists())
     moved = False
     for name in _ABOUT:
         (place / name).unlink(missing_ok=True)
     files = sorted(p.relative_to(place) for p in place.rglob("*") if p.is_file())
+    files.sort(key=lambda file: file.name == "master.key")
     for file in files:
         for old in (folder / file, *_journals(folder / file)):
             if old.exists():

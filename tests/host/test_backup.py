@@ -1,10 +1,12 @@
 """Backup and restore: everything, consistent, keys only when asked for, custody afterwards."""
 
 import io
+import itertools
 import json
 import os
 import shutil
 import sqlite3
+import ssl
 import stat
 import tarfile
 import threading
@@ -344,16 +346,15 @@ def test_a_backup_that_is_not_whole_changes_nothing(folder, tmp_path, fault):
     assert gateway("-C", folder, "status").returncode == 0
 
 
-def test_a_restore_that_was_cut_off_is_seen_and_finished(folder, tmp_path, monkeypatch):
-    """At every step of the swap."""
-    save(folder, tmp_path / "b.tar")
-    steps = 0
+def cut_everywhere(folder, path, code, monkeypatch):
+    """A restore that is cut off at the first step of its swap, the next at the second, until
+    one comes to its end; yields after each cut."""
     real = Path.rename
 
     class Cut(Exception):
         pass
 
-    while True:
+    for steps in itertools.count():
         left = [steps]
 
         def rename(self, target, left=left):
@@ -364,18 +365,61 @@ def test_a_restore_that_was_cut_off_is_seen_and_finished(folder, tmp_path, monke
 
         monkeypatch.setattr(Path, "rename", rename)
         try:
-            backup.restore(folder, tmp_path / "b.tar", lambda: "")
+            backup.restore(folder, path, lambda: code)
         except Cut:
             monkeypatch.setattr(Path, "rename", real)
-            with pytest.raises(StoreError, match="cut off"), opened(folder):
-                pass
-            steps += 1
-            continue
-        break
-    monkeypatch.setattr(Path, "rename", real)
-    assert steps >= 5
+            yield steps
+        else:
+            monkeypatch.setattr(Path, "rename", real)
+            return
+
+
+def test_a_restore_that_was_cut_off_is_seen_and_finished(folder, tmp_path, monkeypatch):
+    """At every step of the swap; what the folder knew of devices is not forgotten meanwhile."""
+    gateway("-C", folder, "enrol", "stolen", "--out", tmp_path / "stolen.json")
+    save(folder, tmp_path / "b.tar")
+    gateway("-C", folder, "revoke", "stolen")
+    cuts = 0
+    for _ in cut_everywhere(folder, tmp_path / "b.tar", "", monkeypatch):
+        with pytest.raises(StoreError, match="cut off"), opened(folder):
+            pass
+        cuts += 1
+    assert cuts >= 5
+    (device,) = json.loads(gateway("-C", folder, "devices", "--json").stdout)
+    assert device["revoked"]
     bring(folder, tmp_path / "b.tar")
     assert "ok" in gateway("-C", folder, "status", "--check").stdout
+
+
+def test_a_fresh_disk_that_was_cut_off_gets_every_key(folder, tmp_path, monkeypatch):
+    save(folder, tmp_path / "b.tar", "--keys", "--code", tmp_path / "code")
+    before = {name: (folder / name).read_bytes() for name in backup.SECRETS}
+    shutil.rmtree(folder)
+    code = (tmp_path / "code").read_text()
+    assert len(list(cut_everywhere(folder, tmp_path / "b.tar", code, monkeypatch))) >= 10
+    assert {name: (folder / name).read_bytes() for name in backup.SECRETS} == before
+    gateway("-C", folder, "status")
+
+
+def test_a_certificate_made_since_stays_with_its_key(folder, tmp_path):
+    """The folder keeps its keys, so an older certificate would fit none."""
+    save(folder, tmp_path / "b.tar", "--keys", "--code", tmp_path / "code")
+    gateway("-C", folder, "tls", "--renew")
+    renewed = (folder / "tls" / "server.crt").read_bytes()
+    bring(folder, tmp_path / "b.tar")
+    assert (folder / "tls" / "server.crt").read_bytes() == renewed
+    ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+        folder / "tls" / "server.crt", folder / "tls" / "server.key"
+    )
+
+
+def test_two_restores_at_once_keep_both_that_went(folder, tmp_path):
+    """Within a second: the folder's first database is not lost under the second's name."""
+    gateway("-C", folder, "enrol", "first", "--out", tmp_path / "first.json")
+    save(folder, tmp_path / "b.tar")
+    done = [backup.restore(folder, tmp_path / "b.tar", lambda: "") for _ in range(3)]
+    assert len({one.aside for one in done}) == 3
+    assert all((one.aside / "gateway.db").exists() for one in done)
 
 
 def test_another_gateways_backup_is_refused(folder, tmp_path):
