@@ -238,6 +238,12 @@ def check_bundle(folder: Path, board: str, arch: str) -> "dict[str, Any]":
             f"--bundle {folder}",
             f"edge-agent bundle --board {board}",
         )
+    if manifest.get("board") not in (None, about(board)["module"]):
+        raise ConfigError(
+            f"has the adapter of other boards ({manifest['board']})",
+            f"--bundle {folder}",
+            f"edge-agent bundle --board {board}",
+        )
     for name, entry in files.items():
         try:
             data = (folder / name).read_bytes()

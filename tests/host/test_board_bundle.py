@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from edge_agent.errors import ConfigError
 from edge_agent.tools import freight
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,3 +106,7 @@ def test_a_program_takes_an_adapter_only_if_it_names_one(tmp_path):
 def test_boards_without_a_radio_get_nothing_of_it(board, tmp_path):
     manifest = freight.make_bundle(board, "rv32imc", tmp_path / board)
     assert not [n for n in manifest["files"] if "sensors" in n or n.endswith("wifi.mpy")]
+    assert freight.check_bundle(tmp_path / board, board, "rv32imc") == manifest
+    # The architecture is right, the rest is not.
+    with pytest.raises(ConfigError, match=r"adapter of other boards \(qemu\)"):
+        freight.check_bundle(tmp_path / board, "esp32-c3", "rv32imc")
