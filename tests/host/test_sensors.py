@@ -1,6 +1,5 @@
 """Sensors: a recording, lines of text, an IIO tree; and what they say when they fail."""
 
-import asyncio
 import os
 import threading
 import time
@@ -9,13 +8,14 @@ from array import array
 from pathlib import Path
 
 import pytest
+from sensor_kit import domain, everything, run
 
 from edge_agent.config import Config
 from edge_agent.cpython.sensors import open_sensor
 from edge_agent.cpython.sensors.common import Cutter
 from edge_agent.cpython.sensors.replay import ReplayFile, label_of
 from edge_agent.cpython.signer import HostCrypto
-from edge_agent.domain import Domain, Features, VectorSpace
+from edge_agent.domain import Domain
 from edge_agent.errors import ConfigError, SensorError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,26 +25,6 @@ REPLAY = ROOT / "models" / "data" / "watch_replay.bin"
 @pytest.fixture(scope="module")
 def watch():
     return Domain.load((ROOT / "models" / "watch.domain").read_bytes(), HostCrypto())
-
-
-def domain(axes=2, window=4, hop=2, tags=("unsure", "left-arm", "field")):
-    features = Features("raw", axes, window, hop, (0,) * axes, (1,) * axes, 1)
-    space = VectorSpace(64, "profile", 1, 0, features)
-    return Domain(HostCrypto(), "d", b"k" * 32, 1, space, ["a", "b"], tags, [], [])
-
-
-def run(coroutine):
-    return asyncio.run(asyncio.wait_for(coroutine, 20))
-
-
-async def everything(sensor):
-    out = []
-    try:
-        while (window := await sensor.read()) is not None:
-            out.append(window)
-    finally:
-        await sensor.close()
-    return out
 
 
 # ---- replay

@@ -9,20 +9,17 @@ import errno
 import struct
 
 import pytest
+import sensor_kit
 
 from edge_agent.cpython.sensors import open_sensor
 from edge_agent.cpython.sensors.i2c import LinuxBus
-from edge_agent.cpython.signer import HostCrypto
-from edge_agent.domain import Domain, Features, VectorSpace
 from edge_agent.errors import ConfigError, SensorError
 
 MESSAGE = struct.Struct("@HHHP")
 
 
 def domain(axes=6, window=4):
-    features = Features("raw", axes, window, 2, (0,) * axes, (1,) * axes, 1)
-    space = VectorSpace(64, "profile", 1, 0, features)
-    return Domain(HostCrypto(), "d", b"k" * 32, 1, space, ["a", "b"], ["field"], [], [])
+    return sensor_kit.domain(axes, window)
 
 
 class Kernel:
@@ -65,7 +62,7 @@ def test_a_window_from_an_mpu6050(kernel):
     sensor = open_sensor(fields, domain())
     window = asyncio.run(asyncio.wait_for(sensor.read(), 20))
     # 0x1000 steps of 1/4096 g on x, one on z; 2 of 16.4 a degree/s about x.
-    assert list(window.samples) == [4096, 0, 1, 2, 0, 0] * 4 and window.tags == (0,)
+    assert list(window.samples) == [4096, 0, 1, 2, 0, 0] * 4 and window.tags == (2,)
     assert kernel.log[:3] == [("r", 0x75, 1), ("w", 0x6B, b"\x01"), ("w", 0x19, b"\x00")]
     assert kernel.log.count(("r", 0x3B, 14)) >= 4
 

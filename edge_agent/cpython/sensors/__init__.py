@@ -1,9 +1,10 @@
-"""Sensors of Linux machines: a recording, lines of text, an IIO device, or a chip on I2C.
+"""Sensors of Linux machines: a recording, lines of text, sound, an IIO device, a chip on I2C.
 
 `open_sensor` makes one from the "sensor" section of the configuration:
 
     {"kind": "replay", "path": "watch_replay.bin", "person": 4, ...}   see replay.py
     {"kind": "csv", "path": "-", ...}                                  see csv_lines.py
+    {"kind": "audio", "path": "sound.wav", ...}                  see audio.py
     {"kind": "iio", "device": "bmi160", ...}                           see iio.py
     {"kind": "bme280", "bus": 1, "every_ms": 10000}                    see i2c.py
 
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.config import Config
+from edge_agent.cpython.sensors.audio import AudioSensor
 from edge_agent.cpython.sensors.common import Fields
 from edge_agent.cpython.sensors.csv_lines import CsvSensor
 from edge_agent.cpython.sensors.i2c import KINDS as CHIPS
@@ -27,9 +29,9 @@ from edge_agent.domain import Domain
 from edge_agent.errors import ConfigError
 from edge_agent.interfaces import Sensor
 
-__all__ = ["CsvSensor", "IioSensor", "ReplaySensor", "open_sensor"]
+__all__ = ["AudioSensor", "CsvSensor", "IioSensor", "ReplaySensor", "open_sensor"]
 
-_KINDS = {"replay": ReplaySensor, "csv": CsvSensor, "iio": IioSensor}
+_KINDS = {"replay": ReplaySensor, "csv": CsvSensor, "audio": AudioSensor, "iio": IioSensor}
 
 
 def open_sensor(settings: "Config | dict[str, Any]", domain: Domain | None = None) -> Sensor:

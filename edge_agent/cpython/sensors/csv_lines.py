@@ -16,20 +16,17 @@ or white space. Fields of the configuration:
 A regular file ends the sensor at its end; a pipe does when its writer closes it.
 """
 
-import asyncio
-import os
 import re
-import stat
 from array import array
 from collections import deque
 
 from edge_agent.cpython.sensors.common import Cutter, Fields, to_count
+from edge_agent.cpython.sensors.source import Source
 from edge_agent.domain import Domain
 from edge_agent.errors import ConfigError, SensorError
 from edge_agent.interfaces import Sensor, Window
 
 _LINE_MAX = 4096
-_CHUNK = 65536
 _SPLIT = re.compile(r"[\s,;]+")
 
 
@@ -52,34 +49,17 @@ class CsvSensor(Sensor):
         self._scale = fields.numbers("scale", shape.axes, 1)
         self._header = fields.integer("header", 0, 1000, 0)
         self._bad_left = fields.integer("bad_lines", 0, 1 << 31, 0)
-        self._stall_s = fields.integer("stall_s", 0, 86400, 60)
         self._tags = fields.tags(domain)
         self._cutter = Cutter(shape.axes, shape.window, shape.hop)
         self._line = 0
         self._rest = b""
         self._lines: deque[bytes] = deque()
         self._ended = False
-        self._fd = -1
-        self._pollable = False
-        self._open()
-
-    def _open(self) -> None:
-        try:
-            if self._path == "-":
-                self._fd = os.dup(0)
-            else:
-                # Non-blocking so that a named pipe without a writer opens at once.
-                self._fd = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            mode = os.fstat(self._fd).st_mode
-        except OSError as error:
-            raise SensorError(
-                error.strerror or "cannot be read", self._path, "Check sensor.path"
-            ) from None
-        if stat.S_ISDIR(mode):
-            os.close(self._fd)
-            self._fd = -1
-            raise SensorError("is a directory", self._path, "Name a file, or - for standard input")
-        self._pollable = not stat.S_ISREG(mode)
+        self._source = Source(
+            self._path,
+            fields.integer("stall_s", 0, 86400, 60),
+            "Check the program that writes the lines, and that it does not buffer them",
+        )
 
     async def read(self) -> "Window | None":
         while True:
@@ -93,24 +73,7 @@ class CsvSensor(Sensor):
             elif self._ended:
                 return None
             else:
-                self._split(await self._chunk())
-
-    async def _chunk(self) -> bytes:
-        if self._pollable:
-            try:
-                await asyncio.wait_for(_readable(self._fd), self._stall_s or None)
-            except PermissionError:  # a device that cannot be waited for, like /dev/null
-                self._pollable = False
-            except TimeoutError:
-                raise SensorError(
-                    f"silent for {self._stall_s} s",
-                    self._path,
-                    "Check the program that writes the lines, and that it does not buffer them",
-                ) from None
-        try:
-            return os.read(self._fd, _CHUNK)
-        except OSError as error:
-            raise SensorError(error.strerror or "cannot be read", self._path) from None
+                self._split(await self._source.chunk())
 
     def _split(self, data: bytes) -> None:
         if not data:
@@ -147,10 +110,8 @@ class CsvSensor(Sensor):
             ) from None
 
     async def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-            self._ended = True
+        self._source.close()
+        self._ended = True
 
 
 def _is_number(text: str) -> bool:
@@ -159,13 +120,3 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-async def _readable(fd: int) -> None:
-    loop = asyncio.get_running_loop()
-    ready = asyncio.Event()
-    loop.add_reader(fd, ready.set)
-    try:
-        await ready.wait()
-    finally:
-        loop.remove_reader(fd)
