@@ -11,12 +11,13 @@ a process of its own, SQLite. The judgement compares what each machine noted in 
 record by record, with what the database holds.
 """
 
+import functools
 import json
 import sqlite3
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +38,29 @@ class Record(NamedTuple):
     outcome: str  # its id
 
 
+class _Page:
+    """One file of a ledger. Tests look many times a second, and most pages are as they were."""
+
+    def __init__(self, path: Path) -> None:
+        self.lines = path.read_bytes().decode("utf-8", "replace").split("\n")[:-1]
+        words: dict[str, list[list[str]]] = defaultdict(list)
+        for line in self.lines:
+            kind, *rest = line.split(" ")
+            words[kind].append(rest)
+        self.records = [
+            Record(w[0], int(w[1]), w[2]) for w in words["c"] if len(w) == 3 and len(w[2]) == 32
+        ]
+        self.boots = [(int(w[0]), w[1], int(w[2]), int(w[3])) for w in words["b"] if len(w) == 4]
+        self.ends = [int(w[0]) for w in words["e"]]
+        self.heap = [int(w[0]) for w in words["h"]]
+        self.failures = [line for line in self.lines if line.startswith("x ")]
+
+
+@functools.lru_cache(maxsize=256)
+def _page(path: Path, size: int, changed_ns: int) -> _Page:
+    return _Page(path)
+
+
 class Ledger:
     """What a machine noted: see device/hil_job.py. A line cut short by the end is left out.
 
@@ -44,19 +68,15 @@ class Ledger:
     """
 
     def __init__(self, path: Path) -> None:
-        pages = sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
-        self.lines: list[str] = []
-        for page in pages:
-            self.lines += page.read_bytes().decode("utf-8", "replace").split("\n")[:-1]
-        self.records = [
-            Record(words[1], int(words[2]), words[3])
-            for words in self.of("c")
-            if len(words) == 4 and len(words[3]) == 32
-        ]
-        self.boots = [(int(w[1]), w[2], int(w[3]), int(w[4])) for w in self.of("b") if len(w) == 5]
-        self.ends = [int(words[1]) for words in self.of("e")]
-        self.heap = [int(words[1]) for words in self.of("h")]
-        self.failures = [line for line in self.lines if line.startswith("x ")]
+        files = sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
+        about = [(file, file.stat()) for file in files]
+        pages = [_page(file, found.st_size, found.st_mtime_ns) for file, found in about]
+        self.lines = [line for page in pages for line in page.lines]
+        self.records = [record for page in pages for record in page.records]
+        self.boots = [boot for page in pages for boot in page.boots]
+        self.ends = [status for page in pages for status in page.ends]
+        self.heap = [figure for page in pages for figure in page.heap]
+        self.failures = [line for page in pages for line in page.failures]
 
     def of(self, kind: str) -> "list[list[str]]":
         return [line.split(" ") for line in self.lines if line.startswith(kind + " ")]
