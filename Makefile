@@ -73,10 +73,11 @@ firmware:
 boards: venv firmware
 	HIL_SEED=$${HIL_SEED:-1} $(BIN)/python -m pytest -q -n auto --dist loadfile -m fast hw_tests
 
+# One more worker than cores: machines under test wait for lines and timers most of the time.
 hil: venv debian firmware
 	@sh tools/debian.sh debootstrap e2fsprogs
 	$(BIN)/python hw_tests/pi/image.py
-	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "fast or full" hw_tests
+	$(BIN)/python -m pytest -q -n $$(($$(nproc) + 1)) --dist worksteal -m "fast or full" hw_tests
 	$(BIN)/python hw_tests/report.py --check
 
 HOURS ?= 1
