@@ -10,7 +10,7 @@ The ledger, a line each, of things as they became true:
 
     b BOOT JOURNAL FREE CAUSE   the journal is open; free heap, bytes; reset cause
     c JOURNAL SEQ ID            the sync that made this record durable returned
-    h FREE USED                 heap after a collection, bytes
+    h FREE PENDING              heap after a collection, bytes; records not confirmed
     v NAME                      an event
     e PENDING FREE              the agent ended; records not delivered; free heap
     s PROGRAMS BYTES ERASES REFUSED   of the flash since power-on, at the end
@@ -31,11 +31,12 @@ from mpy_port.crypto import StockCrypto
 from mpy_port.unload import unload
 
 
-async def watch_heap(every_ms):
+async def watch_heap(every_ms, journal):
     while True:
         await asyncio.sleep(every_ms / 1000)
+        pending = sum(journal.stats()["pending"])
         gc.collect()
-        note("h", gc.mem_free(), gc.mem_alloc())
+        note("h", gc.mem_free(), pending)
 
 
 async def run():
@@ -75,7 +76,7 @@ async def run():
     note("b", journal.boot, hexed(journal.journal_id), gc.mem_free(), machine.reset_cause())
     helpers = []
     if option("heap_ms", 0):
-        helpers.append(asyncio.create_task(watch_heap(option("heap_ms", 0))))
+        helpers.append(asyncio.create_task(watch_heap(option("heap_ms", 0), journal)))
     await agent.run(drain=bool(option("drain", 1)))
     gc.collect()
     note("e", sum(agent.status()["journal_stats"]["pending"]), gc.mem_free())

@@ -52,7 +52,7 @@ class _Page:
         ]
         self.boots = [(int(w[0]), w[1], int(w[2]), int(w[3])) for w in words["b"] if len(w) == 4]
         self.ends = [int(w[0]) for w in words["e"]]
-        self.heap = [int(w[0]) for w in words["h"]]
+        self.heap = [(int(w[0]), int(w[1])) for w in words["h"]]
         self.failures = [line for line in self.lines if line.startswith("x ")]
 
 
