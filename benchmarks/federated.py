@@ -4,7 +4,7 @@
                                    [--resume] [--check]
     python benchmarks/federated.py --tune
 
-One command; about half an hour with 20 seeds on two cores, minutes with --quick. Data and
+One command; about 11 minutes with 20 seeds on two cores, two or three with --quick. Data and
 scenarios: _fl_data.py. Rivals: _fl_methods.py. Outcome routing as the gateway does it
 (gateway.heads, gateway.learner, and the integers of edge_agent.head): _fl_outcome.py. Many
 sites, a rare case, liars, different models: _fl_more.py. Bytes: _fl_bytes.py. The full run
