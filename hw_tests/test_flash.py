@@ -319,7 +319,6 @@ def test_the_walk_of_the_documentation(make_shop):
     shop = make_shop("rv32", "romfs")
     text = (MODELS.parent / "docs" / "flash-esp32.md").read_text()
     shop.power()
-    (shop.folder / "board.py").write_text(PROGRAM.read_text())
     (shop.folder / "north.json").unlink()
     port = shop.machine.pty
     for old, new in (

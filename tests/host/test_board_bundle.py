@@ -49,7 +49,14 @@ print("life", board.life.wake is not None, board.woken)
 """
 
 
-def test_the_adapter_makes_a_board(tmp_path):
+def shown():
+    """What docs/flash-esp32.md adds to a site's file."""
+    page = (ROOT / "docs" / "flash-esp32.md").read_text()
+    (fields,) = re.findall(r"^```json north.json\n(.*?)^```", page, re.M | re.S)
+    return dict(json.loads(fields))
+
+
+def test_the_adapter_makes_a_board_of_what_the_page_shows(tmp_path):
     made = {}
     for name, module, sleep in (
         ("esp32-c3", "esp32", {"mode": "deep"}),
@@ -58,16 +65,12 @@ def test_the_adapter_makes_a_board(tmp_path):
         at = tmp_path / name
         made[name] = freight.make_bundle(name, ARCH, at)
         assert made[name]["board"] == module
-        fields = {
-            "agent": "00" * 8,
-            "key": "11" * 32,
-            "journal": {"path": str(tmp_path / ("journal-" + name))},
-            "model": str(ROOT / "models" / "watch_mlp_int8.tflite"),
-            "domain": str(ROOT / "models" / "watch.domain"),
-            "delivery": {"duty_s": 3600},
-            "board": {"wifi": {"ssid": "plant", "password": "12345678"}, "sleep": sleep},
-            "sensor": {"kind": "mpu6050", "i2c": {"scl": 5, "sda": 4}, "rate_hz": 50},
-        }
+        fields = shown()
+        assert set(fields) == {"model", "domain", "board", "sensor"}
+        fields.update(agent="00" * 8, key="11" * 32, delivery={"duty_s": 3600})
+        fields["journal"] = {"path": str(tmp_path / ("journal-" + name))}
+        fields["model"], fields["domain"] = (str(ROOT / fields[n]) for n in ("model", "domain"))
+        fields["board"]["sleep"] = sleep
         names = {
             "CORE": str(ROOT / "tests" / "core"),
             "DOMAIN": fields["domain"],
@@ -83,7 +86,7 @@ def test_the_adapter_makes_a_board(tmp_path):
             timeout=60,
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        assert "i2c 400000 5 4" in done.stdout
+        assert "i2c 400000 9 8" in done.stdout
         # +-8 g and +-2000 degrees/s are as many counts as they are steps.
         assert re.search(r"window 768 \[1, 2, 409[67], 0, 0, 983\] 7", done.stdout), done.stdout
         assert f"life {sleep['mode'] == 'deep'} (0, 0)" in done.stdout

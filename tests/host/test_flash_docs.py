@@ -68,7 +68,7 @@ def test_the_program_shown_makes_a_board(program, tmp_path):
     assert "lib/edge_app.mpy" in made["files"] and made["board"] is None
     lib = tmp_path / "here"
     freight.make_bundle("esp32-c3", ARCH, lib, str(program))
-    fields = json.loads(block("north.json"))
+    fields = json.loads(block("north.json")) | json.loads(block("other.json"))
     fields["sensor"]["every_ms"] = 0
     fields.update(agent="00" * 8, key="11" * 32, journal={"path": str(tmp_path / "journal")})
     fields["model"], fields["domain"] = (str(ROOT / fields[name]) for name in ("model", "domain"))
