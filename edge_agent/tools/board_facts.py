@@ -1,7 +1,8 @@
 """What a board says of itself, and whether the agent may go onto it.
 
 Asked over the raw REPL; nothing is changed. Of a device.json that is there only the agent's
-id and the generation of its key are read.
+id, the generation of its key and its watchdog are told. The hardware's watchdog cannot be
+stopped: where an agent with one may have run, it is fed until the next reset.
 """
 
 import json
@@ -24,16 +25,29 @@ def content(path):
             return file.read()
     except OSError:
         return None
+def keep(seconds):
+    global dog, timer
+    try:
+        from machine import WDT, Timer
+        dog = WDT(timeout=1000 * seconds)
+    except (ImportError, ValueError):
+        return
+    try:
+        timer = Timer(-1)
+    except ValueError:
+        timer = Timer(0)
+    timer.init(period=1000, mode=Timer.PERIODIC, callback=lambda t: dog.feed())
 def facts():
     gc.collect()
     i = sys.implementation
     fs = os.statvfs("/")
-    whose = []
+    whose, watchdog = [], 0
     for path in ("/edge-a/device.json", "/edge-b/device.json", "/device.json"):
         try:
             d = json.loads(content(path) or "{}")
             whose.append([path, d.get("agent"), d.get("generation", 0)])
-        except ValueError:
+            watchdog = max(watchdog, d.get("board", {}).get("watchdog_s", 0))
+        except (ValueError, AttributeError, TypeError):
             pass
     try:
         os.stat("/journal")
@@ -55,7 +69,7 @@ def facts():
     return dict(name=i.name, platform=sys.platform, machine=getattr(i, "_machine", ""),
         version=list(i.version[:3]), mpy=getattr(i, "_mpy", 0), free=gc.mem_free(),
         block=fs[0], left=fs[3], blocks=fs[2], rom=rom, edge=content("/edge.json"),
-        main=main, whose=whose, journal=journal)
+        main=main, whose=whose, journal=journal, watchdog=watchdog)
 """
 
 
@@ -81,6 +95,8 @@ def look(repl: Repl) -> Facts:
     """Ask a board. ConfigError when its firmware is too old or not MicroPython's."""
     repl.exec(_PROBE)
     found = repl.ask("facts()")
+    if found["watchdog"]:
+        repl.exec(f"keep({int(found['watchdog'])})")
     version = tuple(int(n) for n in found["version"])
     said = ".".join(map(str, version))
     if found["name"] != "micropython":

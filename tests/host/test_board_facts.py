@@ -1,11 +1,14 @@
 """Boards that are refused: firmware that cannot be had here, so what they say is made up."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from edge_agent.errors import ConfigError, RemoteError
-from edge_agent.tools import flash
+from edge_agent.tools import board_facts, flash, repl
 from edge_agent.tools.board_facts import check_board, check_owner, look
 from edge_agent.tools.freight import about
 
@@ -13,7 +16,7 @@ C3 = {
     "name": "micropython", "platform": "esp32", "machine": "Generic ESP32C3 module with ESP32C3",
     "version": [1, 25, 0], "mpy": 6 | 3 << 8 | 11 << 10, "free": 130000, "block": 4096,
     "left": 500, "blocks": 512, "rom": [0, 0], "edge": None, "main": "", "whose": [],
-    "journal": False,
+    "journal": False, "watchdog": 0,
 }  # fmt: skip
 SITE = {"agent": "ab" * 8, "generation": 2}
 
@@ -25,9 +28,10 @@ class Board:
 
     def __init__(self, lines=(), **facts):
         self.facts = {**C3, **facts}
-        self.lines = lines
+        self.lines, self.ran = lines, []
 
     def exec(self, code):
+        self.ran.append(code)
         return ""
 
     def ask(self, expression):
@@ -90,6 +94,55 @@ def test_owners():
 
 def test_a_torn_switch_is_none():
     assert look(Board(edge='{"slot": "a"')).edge == {}
+
+
+# A `machine` that has a watchdog of at most 8 s, and no Timer(-1).
+MACHINE = """
+class Wdt:
+    def __init__(self, timeout):
+        if timeout > 8388: raise ValueError("timeout exceeds 8388")
+        print("watchdog", timeout)
+    def feed(self): print("fed")
+class Timer:
+    PERIODIC = 1
+    def __init__(self, number):
+        if number < 0: raise ValueError("id")
+    def init(self, period, mode, callback):
+        print("each", period)
+        callback(self)
+class Machine:
+    WDT, Timer = Wdt, Timer
+sys.modules["machine"] = Machine
+print(json.dumps(facts()["watchdog"]))
+keep(facts()["watchdog"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        ({"board": {"watchdog_s": 8}}, ["8", "watchdog 8000", "each 1000", "fed"]),
+        ({"board": {"watchdog_s": 60}}, ["60"]),  # no agent can have started this one
+        ({"board": {"watchdog_s": "x"}}, ["0", "watchdog 0", "each 1000", "fed"]),
+        ({"agent": "ab" * 8}, ["0", "watchdog 0", "each 1000", "fed"]),
+        ([], ["0", "watchdog 0", "each 1000", "fed"]),
+    ],
+)
+def test_a_watchdog_that_runs_is_fed_on_the_board(tmp_path, there, said):
+    """By MicroPython, with a machine that the test plays."""
+    (tmp_path / "edge-b").mkdir()
+    (tmp_path / "edge-b" / "device.json").write_text(json.dumps(there))
+    code = repl.HELPERS + board_facts._PROBE.replace('"/edge-', f'"{tmp_path}/edge-') + MACHINE
+    micropython = Path(sys.executable).with_name("micropython")
+    done = subprocess.run([micropython, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == said, done.stderr
+
+
+def test_no_watchdog_is_begun_where_none_can_run():
+    for seconds, kept in ((0, []), (8, ["keep(8)"])):
+        board = Board(watchdog=seconds)
+        look(board)
+        assert [code for code in board.ran if code.startswith("keep(")] == kept
 
 
 READY = 'edge: ready {"agent": "abab", "boot": 3, "journal": "01020304"}'
