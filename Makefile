@@ -77,7 +77,7 @@ boards: venv firmware
 hil: venv debian firmware
 	@sh tools/debian.sh debootstrap e2fsprogs
 	$(BIN)/python hw_tests/pi/image.py
-	$(BIN)/python -m pytest -q -n $$(($$(nproc) + 1)) --dist worksteal -m "fast or full" hw_tests
+	$(BIN)/python -m pytest -q -n $$(($$(nproc) + 1)) --dist worksteal --durations 20 -m "fast or full" hw_tests
 	$(BIN)/python hw_tests/report.py --check
 
 HOURS ?= 1

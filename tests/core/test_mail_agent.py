@@ -7,8 +7,9 @@ from rig import Gateway, Rig, make_config
 from sim_flash import PowerCut, SimFlash
 
 from edge_agent import frame
+from edge_agent.agent import MAIL_MAX
 from edge_agent.connection import UP
-from edge_agent.mail import CLEAR, CLEAR_HEAD, NEIGHBOUR, ROW, SAVE_MS, encode_clear
+from edge_agent.mail import CLEAR, CLEAR_HEAD, NEIGHBOUR, ROW, SAVE_MS, STATE_MAX, encode_clear
 
 
 class OnTheAgent(unittest.TestCase):
@@ -44,6 +45,10 @@ class OnTheAgent(unittest.TestCase):
         r.message("box", g.box(NEIGHBOUR, near(1), 1))
         self.assertEqual(r.handled, [(NEIGHBOUR, near(1))])
         self.assertFalse("mail" in r.core.status())
+
+    def test_the_agent_has_room_for_the_whole_state(self):
+        """The agent has a figure of its own: mail is not loaded where it is not used."""
+        self.assertEqual(MAIL_MAX, STATE_MAX)
 
     def test_taken_written_reported(self):
         r, g = self.linked()
