@@ -14,6 +14,7 @@ from pi import image
 FILES = Path(__file__).with_name("deploy")
 PACKAGES = [*image.PACKAGES, "systemd", "systemd-sysv", "mosquitto", "util-linux", "login"]
 DRIVERS = [*image.DRIVERS, "overlay"]
+FOLDERS = ("dev", "proc", "sys", "root", "lower", "state")  # of the initrd
 # Waits for hardware or people that are not here.
 MASKED = ("getty.target", "systemd-networkd-wait-online.service", "mosquitto.service",
           "systemd-resolved.service", "apt-daily.timer", "apt-daily-upgrade.timer",
@@ -24,34 +25,24 @@ STATE_MB = 384
 
 def base() -> Path:
     """A folder with base.ext4, vmlinuz and initrd."""
-    with image._alone("deploy"):
+    with image.alone("deploy"):
         return _base()
 
 
 def _base() -> Path:
-    recipe = [Path(__file__).read_bytes(), *(p.read_bytes() for p in sorted(FILES.iterdir()))]
-    path, there = image._kept("deploy", image._digest(*recipe))
+    recipe = [Path(__file__), Path(image.__file__), *sorted(FILES.iterdir())]
+    path, there = image.kept("deploy", image.digest(*(p.read_bytes() for p in recipe)))
     if there:
         return path
     with tempfile.TemporaryDirectory(dir=image.CACHE) as place:
         tree, out = Path(place) / "tree", Path(place) / "out"
         out.mkdir()
-        image._run("debootstrap", "--arch=arm64", "--foreign", "--variant=minbase",
-                   "--include=" + ",".join(PACKAGES), image.SUITE, tree)  # fmt: skip
-        archives = tree / "var/cache/apt/archives"
-        for package in sorted(archives.glob("*.deb")):
-            image._run("dpkg", "-x", package, tree)
+        image.debian(tree, PACKAGES)
         for useless in ("debootstrap", "usr/share/doc", "usr/share/locale", "usr/share/man",
                         "var/lib/dpkg", "var/lib/apt", "var/cache/apt"):  # fmt: skip
             shutil.rmtree(tree / useless, ignore_errors=True)
         configure(tree)
-        kernel = next(tree.glob("boot/vmlinuz-*"))
-        shutil.copy(kernel, out / "vmlinuz")
-        modules = next(tree.glob("lib/modules/*"))
-        (out / "initrd").write_bytes(initrd(tree, modules))
-        shutil.rmtree(modules)
-        shutil.rmtree(tree / "boot")
-        image._ext4(tree, out / "base.ext4", 640)
+        image.disks(tree, out, 640, FILES / "initrd.sh", DRIVERS, FOLDERS)
         out.rename(path)
     return path
 
@@ -88,22 +79,6 @@ def configure(tree: Path) -> None:
         (tree / name).chmod(0o1777)
 
 
-def initrd(tree: Path, modules: Path) -> bytes:
-    """As image.initrd, with the overlay's driver and a start script of its own."""
-    files = {
-        "init": (0o755, (FILES / "initrd.sh").read_bytes()),
-        "bin/busybox": (0o755, (tree / "bin/busybox").read_bytes()),
-    }
-    names: list[str] = []
-    for name in DRIVERS:
-        names += [n for n in image.needed(modules, name) if n not in names]
-    for i, name in enumerate(names):
-        files["drivers/%02d-%s.ko" % (i, name)] = (0o644, image.find(modules, name).read_bytes())
-    for folder in ("dev", "proc", "sys", "root", "lower", "state"):
-        files[folder] = (0o40755, b"")
-    return b"".join(image.cpio(files))
-
-
 def state(path: Path) -> None:
     """A new, empty disk for everything that changes."""
-    image._run("mke2fs", "-q", "-t", "ext4", "-m", "0", path, f"{STATE_MB}M")
+    image.run("mke2fs", "-q", "-t", "ext4", "-m", "0", path, f"{STATE_MB}M")

@@ -49,21 +49,21 @@ class Missing(Exception):
     """Something of the environment; named."""
 
 
-def _run(*command: object, **more: object) -> str:
+def run(*command: object, **more: object) -> str:
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True, **more)
     if done.returncode:
         raise Missing(f"{command[0]} failed:\n{(done.stdout + done.stderr)[-3000:]}")
     return done.stdout
 
 
-def _digest(*parts: bytes) -> str:
+def digest(*parts: bytes) -> str:
     whole = hashlib.sha256()
     for part in parts:
         whole.update(hashlib.sha256(part).digest())
     return whole.hexdigest()[:16]
 
 
-def _kept(name: str, key: str) -> "tuple[Path, bool]":
+def kept(name: str, key: str) -> "tuple[Path, bool]":
     """Where a product is or is to be, and whether it is there."""
     path = CACHE / f"{name}-{key}"
     if path.exists():
@@ -76,7 +76,7 @@ def _kept(name: str, key: str) -> "tuple[Path, bool]":
 
 
 @contextlib.contextmanager
-def _alone(name: str) -> "Iterator[None]":
+def alone(name: str) -> "Iterator[None]":
     """Workers of one test run must not build the same thing."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / (name + ".lock")).open("w") as lock:
@@ -84,8 +84,8 @@ def _alone(name: str) -> "Iterator[None]":
         yield
 
 
-def _ext4(folder: Path, image: Path, megabytes: int) -> None:
-    _run("mke2fs", "-q", "-t", "ext4", "-m", "0", "-E", "root_owner=0:0", "-d", folder, image,
+def ext4(folder: Path, image: Path, megabytes: int) -> None:
+    run("mke2fs", "-q", "-t", "ext4", "-m", "0", "-E", "root_owner=0:0", "-d", folder, image,
          f"{megabytes}M")  # fmt: skip
 
 
@@ -94,52 +94,65 @@ def _ext4(folder: Path, image: Path, megabytes: int) -> None:
 
 def base() -> Path:
     """A folder with base.ext4, vmlinuz and initrd."""
-    with _alone("base"):
+    with alone("base"):
         return _base()
 
 
 def _base() -> Path:
     recipe = [Path(__file__).read_bytes()] + [p.read_bytes() for p in sorted(GUEST.iterdir())]
-    path, there = _kept("base", _digest(*recipe))
+    path, there = kept("base", digest(*recipe))
     if there:
         return path
     with tempfile.TemporaryDirectory(dir=CACHE) as place:
         tree, out = Path(place) / "tree", Path(place) / "out"
         out.mkdir()
-        _run("debootstrap", "--arch=arm64", "--foreign", "--variant=minbase",
-             "--include=" + ",".join(PACKAGES), SUITE, tree)  # fmt: skip
-        archives = tree / "var/cache/apt/archives"
-        for package in sorted(archives.glob("*.deb")):
-            _run("dpkg", "-x", package, tree)
-        for useless in (archives, tree / "debootstrap", tree / "usr/share/doc", tree / "var/lib"):
-            shutil.rmtree(useless, ignore_errors=True)
+        debian(tree, PACKAGES)
+        for useless in ("var/cache/apt/archives", "debootstrap", "usr/share/doc", "var/lib"):
+            shutil.rmtree(tree / useless, ignore_errors=True)
         for folder in ("job", "state", "opt/edge"):
             (tree / folder).mkdir(parents=True, exist_ok=True)
         shutil.copy(GUEST / "init.sh", tree / "init.sh")
         (tree / "init.sh").chmod(0o755)
-        kernel = next(tree.glob("boot/vmlinuz-*"))
-        shutil.copy(kernel, out / "vmlinuz")
-        modules = next(tree.glob("lib/modules/*"))
-        (out / "initrd").write_bytes(initrd(tree, modules))
-        shutil.rmtree(modules)
-        shutil.rmtree(tree / "boot")
-        _ext4(tree, out / "base.ext4", 512)
+        disks(tree, out, 512, GUEST / "initrd.sh", DRIVERS, ("dev", "proc", "sys", "root"))
         out.rename(path)
     return path
 
 
-def initrd(tree: Path, modules: Path) -> bytes:
+def debian(tree: Path, packages: "list[str]") -> None:
+    """Debian's packages and what they need, unpacked; the archives stay in it."""
+    run("debootstrap", "--arch=arm64", "--foreign", "--variant=minbase",
+        "--include=" + ",".join(packages), SUITE, tree)  # fmt: skip
+    for package in sorted((tree / "var/cache/apt/archives").glob("*.deb")):
+        run("dpkg", "-x", package, tree)
+
+
+def disks(
+    tree: Path, out: Path, megabytes: int, script: Path, drivers: "list[str]",
+    folders: "tuple[str, ...]",
+) -> None:  # fmt: skip
+    """base.ext4, vmlinuz and initrd of a tree, which has no kernel afterwards."""
+    shutil.copy(next(tree.glob("boot/vmlinuz-*")), out / "vmlinuz")
+    modules = next(tree.glob("lib/modules/*"))
+    (out / "initrd").write_bytes(initrd(tree, modules, script, drivers, folders))
+    shutil.rmtree(modules)
+    shutil.rmtree(tree / "boot")
+    ext4(tree, out / "base.ext4", megabytes)
+
+
+def initrd(
+    tree: Path, modules: Path, script: Path, drivers: "list[str]", folders: "tuple[str, ...]"
+) -> bytes:
     """A cpio archive: busybox, the drivers in the order to load them, the init script."""
     files = {
-        "init": (0o755, (GUEST / "initrd.sh").read_bytes()),
+        "init": (0o755, script.read_bytes()),
         "bin/busybox": (0o755, (tree / "bin/busybox").read_bytes()),
     }
-    names = []
-    for name in DRIVERS:
+    names: list[str] = []
+    for name in drivers:
         names += [n for n in needed(modules, name) if n not in names]
     for i, name in enumerate(names):
         files["drivers/%02d-%s.ko" % (i, name)] = (0o644, find(modules, name).read_bytes())
-    for folder in ("dev", "proc", "sys", "root"):
+    for folder in folders:
         files[folder] = (0o40755, b"")
     return b"".join(cpio(files))
 
@@ -181,14 +194,14 @@ def cpio(files: "dict[str, tuple[int, bytes]]") -> "Iterator[bytes]":
 
 
 def our_wheel(place: Path) -> Path:
-    _run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", place, ROOT)
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", place, ROOT)
     (wheel,) = place.glob("*.whl")
     return wheel
 
 
 def apps() -> Path:
     """A folder with apps.ext4."""
-    with _alone("apps"):
+    with alone("apps"):
         return _apps()
 
 
@@ -199,7 +212,7 @@ def _apps() -> Path:
         place = Path(name)
         wheel = our_wheel(place)
         recipe = Path(__file__).read_bytes()
-        path, there = _kept("apps", _digest(wheel.read_bytes(), constraints.encode(), recipe))
+        path, there = kept("apps", digest(wheel.read_bytes(), constraints.encode(), recipe))
         if there:
             return path
         out, site = place / "out", place / "site"
@@ -212,7 +225,7 @@ def _apps() -> Path:
         pins.write_text("".join(block.partition("\\")[0].strip() + "\n" for block in blocks))
         # Which packages it takes; then those alone, by their hashes.
         report = place / "report.json"
-        _run(*pip, *there_not_here, "--dry-run", "--ignore-installed", "--report", report,
+        run(*pip, *there_not_here, "--dry-run", "--ignore-installed", "--report", report,
              "--target", site, "-c", pins, f"{wheel}[{','.join(EXTRAS)}]")  # fmt: skip
         chosen = {
             (normal(i["metadata"]["name"]), i["metadata"]["version"])
@@ -221,12 +234,12 @@ def _apps() -> Path:
         wanted = place / "wanted.txt"
         ours = f"{wheel} --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}"
         wanted.write_text("\n".join([ours, *(b for b in blocks if pinned(b) in chosen)]) + "\n")
-        _run(*pip, *there_not_here, "--target", site, "--no-deps", "--require-hashes", "-r", wanted)
+        run(*pip, *there_not_here, "--target", site, "--no-deps", "--require-hashes", "-r", wanted)
         for command in (site / "bin").iterdir():
             text = command.read_bytes()
             if text.startswith(b"#!"):
                 command.write_bytes(b"#!/usr/bin/python3\n" + text.partition(b"\n")[2])
-        _ext4(site, out / "apps.ext4", 640)
+        ext4(site, out / "apps.ext4", 640)
         out.rename(path)
     return path
 
