@@ -479,5 +479,5 @@ def test_a_few_cuts(make_shop, seed, kind, place):
 @pytest.mark.parametrize(("kind", "place"), PLACES)
 def test_many_cuts(make_shop, seed, kind, place, part):
     """With both boards and parts more than 100 cuts."""
-    cutter = cuts(make_shop(kind, place), 27, seed + part)
+    cutter = cuts(make_shop(kind, place), 25, seed + part)
     assert len(cutter.kinds) >= 4 and len(cutter.steps) >= 4
