@@ -118,7 +118,7 @@ def test_without_a_gateway_everything_waits_in_the_journal(site, tmp_path):
         (["--model", str(DOMAIN)], 3, "no .tflite file"),
         (["--domain", str(MODEL)], 2, "no domain file"),
         (["--sensor", "{"], 2, "JSON"),
-        (["--sensor", '{"kind": "smell"}'], 2, "replay, csv, iio"),
+        (["--sensor", '{"kind": "smell"}'], 2, "replay, csv, audio, iio"),
         (["--sensor", '{"kind": "replay", "path": "nowhere.bin"}'], 3, "nowhere.bin"),
     ],
 )
