@@ -1,14 +1,13 @@
 """Sensors: a recording, lines of text, an IIO tree; and what they say when they fail."""
 
 import os
-import threading
 import time
 import zlib
 from array import array
 from pathlib import Path
 
 import pytest
-from sensor_kit import domain, everything, run
+from sensor_kit import after_silence, domain, everything, run, standard_input
 
 from edge_agent.config import Config
 from edge_agent.cpython.sensors import open_sensor
@@ -227,48 +226,13 @@ def test_csv_missing_file_and_directory(tmp_path):
 
 
 def test_csv_pipe_that_falls_silent_raises_and_may_go_on(tmp_path):
-    path = tmp_path / "pipe"
-    os.mkfifo(path)
-    sensor = open_sensor({"kind": "csv", "path": str(path), "stall_s": 1}, domain())
-    go_on = threading.Event()
-
-    def write():
-        with open(path, "w", buffering=1) as pipe:
-            pipe.write("1,2\n3,4\n")
-            go_on.wait(10)
-            pipe.write("5,6\n7,8\n")
-
-    async def scenario():
-        started = time.monotonic()
-        with pytest.raises(SensorError, match="silent for 1 s"):
-            await sensor.read()
-        assert time.monotonic() - started > 0.9
-        go_on.set()
-        window = await sensor.read()
-        assert await sensor.read() is None
-        return window
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    try:
-        assert run(scenario()).samples.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
-    finally:
-        go_on.set()
-        writer.join()
+    samples = after_silence(tmp_path / "pipe", "csv", domain(), b"1,2\n3,4\n", b"5,6\n7,8\n")
+    assert samples == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
-def test_csv_standard_input(monkeypatch):
-    read_end, write_end = os.pipe()
-    saved = os.dup(0)
-    try:
-        os.dup2(read_end, 0)
-        os.write(write_end, b"1 2\n3 4\n5 6\n7 8\n")
-        os.close(write_end)
+def test_csv_standard_input():
+    with standard_input(b"1 2\n3 4\n5 6\n7 8\n"):
         windows = run(everything(open_sensor({"kind": "csv", "path": "-"}, domain())))
-    finally:
-        os.dup2(saved, 0)
-        os.close(saved)
-        os.close(read_end)
     assert [w.samples.tolist() for w in windows] == [[1, 2, 3, 4, 5, 6, 7, 8]]
 
 

@@ -1,14 +1,12 @@
 """Windows of sound: WAV files, raw samples from a pipe, and what is no such thing."""
 
-import os
-import threading
 import time
 import wave
 from array import array
 from pathlib import Path
 
 import pytest
-from sensor_kit import domain, everything, run
+from sensor_kit import after_silence, domain, everything, run, standard_input
 
 from edge_agent.cpython.sensors import open_sensor
 from edge_agent.errors import ConfigError, SensorError
@@ -120,45 +118,13 @@ def test_more_axes_than_one_and_unknown_fields(tmp_path):
 
 
 def test_raw_samples_on_standard_input():
-    read_end, write_end = os.pipe()
-    saved = os.dup(0)
-    try:
-        os.dup2(read_end, 0)
-        os.write(write_end, array("h", [1, -1, 2, -2, 3, -3, 4, -32768]).tobytes() + b"\1")
-        os.close(write_end)
+    data = array("h", [1, -1, 2, -2, 3, -3, 4, -32768]).tobytes() + b"\1"
+    with standard_input(data):
         got = windows(path="-", channels=2, channel=1)
-    finally:
-        os.dup2(saved, 0)
-        os.close(saved)
-        os.close(read_end)
     assert [(w.samples.tolist(), w.key) for w in got] == [([-1, -2, -3, -32768], "")]
 
 
 def test_a_pipe_that_falls_silent_begins_anew_with_what_comes_after(tmp_path):
-    path = tmp_path / "pipe"
-    os.mkfifo(path)
-    sensor = open_sensor({"kind": "audio", "path": str(path), "stall_s": 1}, ONE)
-    go_on = threading.Event()
-
-    def write():
-        with open(path, "wb", buffering=0) as pipe:
-            pipe.write(array("h", [1, 2, 3]).tobytes() + b"\7")
-            go_on.wait(10)
-            pipe.write(array("h", [5, 6, 7, 8]).tobytes())
-
-    async def scenario():
-        with pytest.raises(SensorError, match="silent for 1 s"):
-            await sensor.read()
-        go_on.set()
-        window = await sensor.read()
-        assert await sensor.read() is None
-        return window
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    try:
-        assert run(scenario()).samples.tolist() == [5, 6, 7, 8]
-    finally:
-        go_on.set()
-        writer.join()
-        run(sensor.close())
+    first = array("h", [1, 2, 3]).tobytes() + b"\7"
+    second = array("h", [5, 6, 7, 8]).tobytes()
+    assert after_silence(tmp_path / "pipe", "audio", ONE, first, second) == [5, 6, 7, 8]
