@@ -177,7 +177,7 @@ def test_no_pickle_and_no_key_is_shipped():
     tracked = [p for p in MODELS.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
     assert not [p for p in tracked if p.suffix in (".npy", ".npz", ".pkl", ".pickle")]
     assert "*.key" in (ROOT / ".gitignore").read_text().split()
-    assert "David M. Burns" in (MODELS / "NOTICE-watch-data.txt").read_text()
+    assert "David M. Burns" in (MODELS / "data" / "NOTICE-watch-data.txt").read_text()
 
 
 def test_domain_belongs_to_the_model(domain):
