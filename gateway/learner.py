@@ -136,15 +136,15 @@ def exemplars(local: Evidence, label: int, first: Bools, count: int) -> Int8:
         return local.vectors[:0]
     x = unit(local.vectors[rows])
     start = int(np.argmax(first[rows]))  # 0 when none is marked
-    chosen, nearest = [start], x @ x[start]
+    chosen, closest = [start], x @ x[start]
     while len(chosen) < min(count, len(rows)):
         # Marked ones win as long as they are not the same over again.
-        away = (1 - nearest) * np.where(first[rows], 2.0, 1.0)
+        away = (1 - closest) * np.where(first[rows], 2.0, 1.0)
         far = int(np.argmax(away))
         if away[far] < 1e-3:
             break
         chosen.append(far)
-        nearest = np.maximum(nearest, x @ x[far])
+        closest = np.maximum(closest, x @ x[far])
     return local.vectors[rows[chosen]]
 
 
